@@ -1,0 +1,270 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from mim_jax import logs
+
+QUIET = logs.LogConfig(tensorboard=False, progress=False)
+
+
+def make_logger(workdir, *, config=QUIET, is_main=True, resume_step=None):
+    return logs.Logger(workdir, config, total_steps=100, is_main=is_main, resume_step=resume_step)
+
+
+def lines_of(workdir):
+    return (workdir / 'metrics.jsonl').read_text().splitlines()
+
+
+def test_one_json_object_per_line(tmp_path):
+    logger = make_logger(tmp_path)
+    logger.scalars(1, {'train/loss': np.float32(0.5), 'train/lr': 1e-3})
+    logger.scalars(1, {'eval/knn/top1': 0.25})
+    logger.close()
+    assert [json.loads(line) for line in lines_of(tmp_path)] == [
+        {'step': 1, 'train/loss': 0.5, 'train/lr': 1e-3},
+        {'step': 1, 'eval/knn/top1': 0.25},
+    ]
+
+
+def test_values_keep_every_bit(tmp_path):
+    value = float(np.float32(1) / np.float32(3))
+    logger = make_logger(tmp_path)
+    logger.scalars(1, {'train/loss': value})
+    logger.close()
+    assert logs.read_metrics(tmp_path)[0]['train/loss'] == value
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf'), -float('inf')])
+def test_non_finite_values_are_valid_json(tmp_path, value):
+    def refuse(constant):
+        raise AssertionError(f'{constant} is not JSON')
+
+    logger = make_logger(tmp_path)
+    logger.scalars(1, {'train/loss': value})
+    logger.close()
+    (line,) = lines_of(tmp_path)
+    assert json.loads(line, parse_constant=refuse) == {'step': 1, 'train/loss': None}
+
+
+def test_resume_reads_as_one_run(tmp_path):
+    logger = make_logger(tmp_path)
+    for step in (10, 20, 30):
+        logger.scalars(step, {'train/loss': step / 100})
+    logger.close()
+    logger = make_logger(tmp_path, resume_step=20)
+    logger.scalars(30, {'train/loss': 0.7})
+    logger.close()
+    assert [(r['step'], r['train/loss']) for r in logs.read_metrics(tmp_path)] == [
+        (10, 0.1),
+        (20, 0.2),
+        (30, 0.7),
+    ]
+    superseded = (tmp_path / 'metrics.superseded.jsonl').read_text()
+    assert json.loads(superseded) == {'step': 30, 'train/loss': 0.3}
+    assert not list(tmp_path.glob('*.tmp'))
+
+
+@pytest.mark.parametrize('tail', ['{"step": 20, "train/lo', '\xff', '{"step": 20}', '3\n', '\n'])
+def test_half_written_last_line(tmp_path, tail):
+    (tmp_path / 'metrics.jsonl').write_text('{"step": 10, "train/loss": 1.0}\n' + tail)
+    logger = make_logger(tmp_path, resume_step=20)
+    logger.scalars(30, {'train/loss': 0.5})
+    logger.close()
+    records = [json.loads(line) for line in lines_of(tmp_path)]
+    assert records[0] == {'step': 10, 'train/loss': 1.0}
+    assert records[-1] == {'step': 30, 'train/loss': 0.5}
+    assert len(records) == (3 if tail == '{"step": 20}' else 2)
+
+
+def test_restart_from_nothing_keeps_the_old_lines_apart(tmp_path):
+    for loss in (1.0, 2.0):
+        logger = make_logger(tmp_path)
+        logger.scalars(0, {'train/loss': loss})
+        logger.close()
+    assert logs.read_metrics(tmp_path) == [{'step': 0, 'train/loss': 2.0}]
+    assert '1.0' in (tmp_path / 'metrics.superseded.jsonl').read_text()
+
+
+def test_resume_without_later_lines_leaves_the_file_alone(tmp_path):
+    logger = make_logger(tmp_path)
+    logger.scalars(10, {'train/loss': 1.0})
+    logger.close()
+    before = (tmp_path / 'metrics.jsonl').stat()
+    make_logger(tmp_path, resume_step=10).close()
+    after = (tmp_path / 'metrics.jsonl').stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+    assert not (tmp_path / 'metrics.superseded.jsonl').exists()
+
+
+@pytest.mark.skipif(not hasattr(signal, 'SIGKILL'), reason='needs SIGKILL')
+def test_lines_survive_a_kill(tmp_path):
+    program = (
+        'import os, signal, sys\n'
+        'from mim_jax import logs\n'
+        'config = logs.LogConfig(tensorboard=False, progress=False)\n'
+        'logger = logs.Logger(sys.argv[1], config, total_steps=9, is_main=True)\n'
+        'logger.scalars(1, {"train/loss": 1.0})\n'
+        'os.kill(os.getpid(), signal.SIGKILL)\n'
+    )
+    result = subprocess.run([sys.executable, '-c', program, str(tmp_path)], env=os.environ)
+    assert result.returncode == -signal.SIGKILL
+    assert logs.read_metrics(tmp_path) == [{'step': 1, 'train/loss': 1.0}]
+
+
+def test_only_the_main_process_writes(tmp_path, capfd):
+    logger = make_logger(tmp_path / 'run', config=logs.LogConfig(progress=True), is_main=False)
+    logger.scalars(1, {'train/loss': 1.0})
+    logger.pictures(1, {'groups': np.zeros((4, 4, 3), np.uint8)})
+    logger.progress(2)
+    logger.message('hello')
+    logger.close()
+    assert not (tmp_path / 'run').exists()
+    assert capfd.readouterr() == ('', '')
+
+
+def test_plain_line_on_a_pipe(tmp_path, capfd):
+    logger = make_logger(tmp_path)
+    logger.scalars(
+        50,
+        {
+            'train/loss': 0.43211,
+            'train/learning_rate': 0.00015,
+            'speed/images_per_second': 812.3,
+            'speed/step_seconds': 0.1576,
+            'speed/wait_share': 0.021,
+            'speed/mfu': 0.413,
+            'speed/eta_seconds': 252.0,
+        },
+    )
+    logger.close()
+    out = capfd.readouterr().out
+    assert out == (
+        'step  50/100 (50%)  loss 0.4321  learning_rate 0.00015  812 img/s  158 ms/step  wait 2%'
+        '  MFU 41.3%  ETA 4m12s\n'
+    )
+
+
+def test_progress_bar_shows_the_loss(tmp_path, capfd):
+    logger = make_logger(tmp_path, config=logs.LogConfig(tensorboard=False, progress=True))
+    logger.scalars(50, {'train/loss': 0.43211})
+    logger.scalars(50, {'eval/knn/top1': 0.5})
+    logger.close()
+    out, err = capfd.readouterr()
+    assert out == ''
+    assert '50/100' in err and 'loss 0.4321' in err and 'eval/knn/top1 0.5' in err
+
+
+@pytest.mark.parametrize(
+    'seconds, text',
+    [(5.2, '5s'), (59.7, '1m00s'), (310, '5m10s'), (7500, '2h05m'), (200_000, '2d07h')],
+)
+def test_format_seconds(seconds, text):
+    assert logs.format_seconds(seconds) == text
+
+
+def test_tensorboard_events(tmp_path):
+    from tensorboardX.proto.event_pb2 import Event
+
+    logger = make_logger(tmp_path, config=logs.LogConfig(progress=False))
+    logger.scalars(7, {'train/loss': 0.5})
+    logger.pictures(7, {'groups': np.full((8, 12, 3), 200, np.uint8)})
+    logger.close()
+    (path,) = (tmp_path / 'tensorboard').iterdir()
+    data, values = path.read_bytes(), {}
+    while data:  # TFRecord framing: length (8), its checksum (4), bytes, their checksum (4)
+        size = int.from_bytes(data[:8], 'little')
+        for value in (event := Event.FromString(data[12 : 12 + size])).summary.value:
+            values[value.tag] = (event.step, value)
+        data = data[16 + size :]
+    step, loss = values['train/loss']
+    assert (step, loss.simple_value) == (7, 0.5)
+    step, picture = values['pictures/groups']
+    assert (step, picture.image.height, picture.image.width) == (7, 8, 12)
+
+
+@pytest.mark.parametrize(
+    'kind, peak',
+    [
+        ('TPU v4', 275e12),
+        ('TPU v5 lite', 197e12),
+        ('TPU v5e', 197e12),
+        ('TPU v5', 459e12),
+        ('TPU v5p', 459e12),
+        ('TPU v6 lite', 918e12),
+        ('TPU7x', 1153.5e12),
+        ('NVIDIA A100-SXM4-40GB', 312e12),
+        ('NVIDIA H100 80GB HBM3', 989e12),
+        ('NVIDIA H100 PCIe', 756e12),
+        ('NVIDIA H200', 989e12),
+        ('NVIDIA B200', 2250e12),
+        ('NVIDIA L4', 121e12),
+        ('NVIDIA L40S', 362e12),
+        ('Tesla V100-SXM2-16GB', 125e12),
+        ('cpu', None),
+        ('NVIDIA GeForce RTX 2060', None),
+    ],
+)
+def test_peak_flops(kind, peak):
+    assert logs.peak_flops(kind) == peak
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_throughput_leaves_out_compilation_and_pauses():
+    clock = Clock()
+    throughput = logs.Throughput(
+        batch_size=64, total_steps=101, step_flops=3e12, peak=6e12, clock=clock
+    )
+    with throughput.waiting():
+        clock.now += 50  # the first batch
+    clock.now += 500  # the compilation
+    throughput.start(1)
+    with throughput.waiting():
+        clock.now += 2
+    clock.now += 6
+    with throughput.paused():
+        clock.now += 12
+    speeds = throughput.measure(5)
+    assert speeds == pytest.approx(
+        {
+            'speed/images_per_second': 32.0,  # 4 steps of 64 images in 8 s
+            'speed/step_seconds': 2.0,
+            'speed/wait_share': 0.25,
+            'speed/mfu': 0.25,  # 1.5e12 of 6e12 FLOP/s
+            'speed/eta_seconds': 96 * 20 / 4,  # pauses at their rate so far
+        }
+    )
+    clock.now += 5
+    speeds = throughput.measure(10)
+    assert speeds['speed/step_seconds'] == 1.0
+    assert speeds['speed/wait_share'] == 0.0
+    assert speeds['speed/eta_seconds'] == pytest.approx(91 * 25 / 9)
+
+
+def test_throughput_before_anything_was_timed():
+    throughput = logs.Throughput(batch_size=8, total_steps=10, clock=Clock())
+    assert throughput.measure(1) == {}
+    assert throughput.measure(1) == {}
+
+
+def test_mfu_is_left_out_where_the_peak_is_unknown():
+    clock = Clock()
+    throughput = logs.Throughput(batch_size=8, total_steps=10, step_flops=1e9, clock=clock)
+    throughput.start(0)
+    clock.now += 1
+    assert 'speed/mfu' not in throughput.measure(1)
+
+
+def test_config_refuses_zero_steps():
+    with pytest.raises(ValueError, match='every_steps'):
+        logs.LogConfig(every_steps=0)
