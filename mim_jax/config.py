@@ -1,0 +1,323 @@
+"""Configs and the dataclasses they describe.
+
+A config section *is* a frozen dataclass: `written` puts a dataclass down as an
+`ml_collections.ConfigDict`, `override` changes one value of it from the command line, and `build`
+makes the dataclass from it, with a `UserError` of one sentence for every unknown key or wrong type.
+A field declared by `choice` holds one of several dataclasses, picked by the key `name`.
+"""
+
+import ast
+import dataclasses
+import difflib
+import importlib.util
+import math
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+from mim_jax.errors import UserError
+
+UNITS = ('steps', 'examples', 'epochs', 'percent')
+
+
+def choice(options: Mapping[str, type], default: str) -> Any:
+    """A dataclass field that holds one of `options` (name -> frozen dataclass), `default` unless
+    the config names another.
+    """
+    return dataclasses.field(default_factory=options[default], metadata={'options': options})
+
+
+def context() -> Any:
+    """A dataclass field that is not part of the config section: it is filled in by the code that
+    builds the object.
+    """
+    return dataclasses.field(default=None, metadata={'context': True}, kw_only=True)
+
+
+def written(instance: Any) -> ConfigDict:
+    """The config section that `build` would make the dataclass `instance` from."""
+    section = ConfigDict()
+    for field, kind in _fields(type(instance)):
+        value = getattr(instance, field.name)
+        options = field.metadata.get('options')
+        if options:
+            name = next(name for name, option in options.items() if option is type(value))
+            section[field.name] = ConfigDict({'name': name})
+            section[field.name].update(written(value))
+        elif dataclasses.is_dataclass(value):
+            section[field.name] = written(value)
+        elif value is None:
+            # A typed hole: a config file can assign the field later, with a type check.
+            simple = next(k for k in typing.get_args(kind) if k is not types.NoneType)
+            section[field.name] = config_dict.placeholder(typing.get_origin(simple) or simple)
+        else:
+            section[field.name] = value
+    return section
+
+
+def build(cls: type, section: Mapping, *, path: str) -> Any:
+    """Makes `cls` from its config section; `path` is where the section stands in the config, for
+    error messages.
+    """
+    kinds = {field.name: (field, kind) for field, kind in _fields(cls)}
+    for key in section:
+        if key not in kinds:
+            raise UserError(_unknown(f'{path}.{key}', key, kinds))
+    values = {}
+    for key, value in section.items():
+        field, kind = kinds[key]
+        where = f'{path}.{key}'
+        options = field.metadata.get('options')
+        if options:
+            values[key] = _build_option(options, value, where)
+        elif dataclasses.is_dataclass(kind):
+            values[key] = build(kind, value, path=where)
+        else:
+            values[key] = _checked(value, kind, where)
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise UserError(f'{path}: {error}') from error
+
+
+def load(spec: str) -> ConfigDict:
+    """Runs `get_config` of the Python file named by `spec`, "FILE.py" or "FILE.py:ARGUMENT"."""
+    file, _, argument = spec.partition(':')
+    path = Path(file)
+    if not path.is_file():
+        nearest = difflib.get_close_matches(
+            path.stem, [p.stem for p in path.parent.glob('*.py')], 1
+        )
+        hint = (
+            f'did you mean {path.with_name(nearest[0] + ".py")}?'
+            if nearest
+            else 'name a Python file.'
+        )
+        raise UserError(f'--config={spec}: there is no file {file}; {hint}')
+    module_spec = importlib.util.spec_from_file_location(f'config_{path.stem}', path)
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    if not hasattr(module, 'get_config'):
+        raise UserError(f'--config={spec}: {file} has no function get_config().')
+    try:
+        return module.get_config(argument) if argument else module.get_config()
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        message = str(error.args[0] if error.args else error).splitlines()[0]
+        raise UserError(f'--config={spec}: get_config() failed: {message}') from error
+
+
+def override(config: ConfigDict, cls: type, assignments: list[tuple[str, str]]) -> ConfigDict:
+    """Applies ("a.b.c", "text") pairs in order, each text read as the type of its field in `cls`.
+
+    Naming another option of a choice (`….name`) brings that option's defaults. A duration replaces
+    the file's duration of whichever unit, so that `train.total_steps` shortens a recipe written in
+    epochs.
+    """
+    given = {path for path, _ in assignments}
+    for path, text in sorted(assignments, key=lambda pair: not pair[0].endswith('.name')):
+        section, kind, options = config, cls, None
+        *parents, key = path.split('.')
+        for depth, part in enumerate(parents):
+            field, part_kind = _find(kind, part, '.'.join(parents[: depth + 1]))
+            section = section[part]
+            options = field.metadata.get('options')
+            if options:
+                part_kind = options[section['name']]
+            if not dataclasses.is_dataclass(part_kind):
+                raise UserError(f'config.{path}: {part} is a value, not a section.')
+            kind = part_kind
+        if options and key == 'name':
+            if text not in options:
+                raise UserError(_unknown(f'{path}={text}', text, options, 'option'))
+            if text != section['name']:
+                for old in list(section):
+                    del section[old]
+                section['name'] = text
+                section.update(written(options[text]()))
+            continue
+        field, kind = _find(kind, key, path)
+        if field.metadata.get('options') or dataclasses.is_dataclass(kind):
+            raise UserError(
+                f'config.{path} is a section: set one of its fields, {_listed(section[key])}.'
+            )
+        value = _parsed(text, kind, path)
+        stem, _, unit = key.rpartition('_')
+        if unit in UNITS and value is not None:
+            for other in UNITS:
+                sibling = f'{stem}_{other}'
+                if other != unit and sibling in section and section[sibling] is not None:
+                    if '.'.join([*parents, sibling]) in given:
+                        raise UserError(
+                            f'config.{path} and {sibling} are both given: keep one of them.'
+                        )
+                    section[sibling] = None
+        with section.ignore_type():
+            section[key] = value
+    return config
+
+
+@dataclasses.dataclass(frozen=True)
+class Clock:
+    """Converts durations to steps: examples per step, examples per epoch (None if unknown) and,
+    once known, total steps.
+    """
+
+    batch_size: int
+    epoch_examples: int | None = None
+    total_steps: int | None = None
+
+    def steps(self, section: Any, name: str, *, path: str) -> int | None:
+        """The duration `name` of a section, as steps: one of `name_steps`, `_examples`, `_epochs`,
+        `_percent`, or None.
+        """
+        found = [(unit, getattr(section, f'{name}_{unit}', None)) for unit in UNITS]
+        found = [(unit, value) for unit, value in found if value is not None]
+        if not found:
+            return None
+        if len(found) > 1:
+            names = ' and '.join(f'{name}_{unit}' for unit, _ in found)
+            raise UserError(f'config.{path}: {names} are both given: keep one of them.')
+        unit, value = found[0]
+        if value < 0:
+            raise UserError(
+                f'config.{path}.{name}_{unit} = {value}: a duration cannot be negative.'
+            )
+        if unit == 'steps':
+            return int(value)
+        if unit == 'examples':
+            return math.ceil(value / self.batch_size)
+        if unit == 'epochs':
+            if self.epoch_examples is None:
+                raise UserError(
+                    f'config.{path}.{name}_epochs: the size of an epoch is not known here; '
+                    f'use {name}_steps.'
+                )
+            return math.ceil(value * self.epoch_examples / self.batch_size)
+        return round(value / 100 * self.total_steps)
+
+
+def differences(old: Mapping, new: Mapping, prefix: str = '') -> list[str]:
+    """The fields that differ between two nested plain dicts, each as "a.b: old -> new"."""
+    lines = []
+    for key in sorted({*old, *new}):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines += differences(before, after, f'{prefix}{key}.')
+        elif before != after:
+            lines.append(f'{prefix}{key}: {before} -> {after}')
+    return lines
+
+
+def _fields(cls: type) -> list[tuple[dataclasses.Field, Any]]:
+    hints = typing.get_type_hints(cls)
+    # Linen modules are dataclasses too: their own bookkeeping fields are not configuration.
+    return [
+        (field, hints[field.name])
+        for field in dataclasses.fields(cls)
+        if field.init and field.name not in ('parent', 'name') and not field.metadata.get('context')
+    ]
+
+
+def _find(cls: type, key: str, path: str) -> tuple[dataclasses.Field, Any]:
+    for field, kind in _fields(cls):
+        if field.name == key:
+            return field, kind
+    raise UserError(_unknown(path, key, [field.name for field, _ in _fields(cls)]))
+
+
+def _unknown(path: str, key: str, known: Any, what: str = 'key') -> str:
+    nearest = difflib.get_close_matches(key, list(known), 1, cutoff=0.5)
+    hint = f'did you mean {nearest[0]}?' if nearest else f'the {what}s here are {_listed(known)}.'
+    return f'config.{path}: there is no such {what}; {hint}'
+
+
+def _listed(names: Any) -> str:
+    return ', '.join(sorted(names))
+
+
+def _build_option(options: Mapping[str, type], section: Mapping, where: str) -> Any:
+    name = section.get('name')
+    if name not in options:
+        raise UserError(_unknown(f'{where}.name = {name!r}', str(name), options, 'option'))
+    return build(options[name], {k: v for k, v in section.items() if k != 'name'}, path=where)
+
+
+def _alternatives(kind: Any) -> tuple:
+    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
+        return typing.get_args(kind)
+    return (kind,)
+
+
+def _described(kind: Any) -> str:
+    names = []
+    for alternative in _alternatives(kind):
+        if alternative is types.NoneType:
+            names.append('none')
+        elif typing.get_origin(alternative) is tuple:
+            names.append(f'a tuple of {typing.get_args(alternative)[0].__name__}')
+        elif typing.get_origin(alternative) is typing.Literal:
+            names.append('one of ' + ', '.join(map(repr, typing.get_args(alternative))))
+        else:
+            names.append(getattr(alternative, '__name__', str(alternative)))
+    return ' or '.join(names)
+
+
+_FAILED = object()
+
+
+def _converted(value: Any, kind: Any) -> Any:
+    """`value` as exactly `kind`, or _FAILED."""
+    if kind is Any:
+        return value
+    if kind is types.NoneType:
+        return None if value is None else _FAILED
+    if typing.get_origin(kind) is typing.Literal:
+        return value if value in typing.get_args(kind) else _FAILED
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, (tuple, list)):
+            return _FAILED
+        kinds = typing.get_args(kind)
+        if kinds[-1] is Ellipsis:
+            kinds = (kinds[0],) * len(value)
+        if len(kinds) != len(value):
+            return _FAILED
+        items = tuple(_converted(v, k) for v, k in zip(value, kinds, strict=True))
+        return _FAILED if any(item is _FAILED for item in items) else items
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    return _FAILED
+
+
+def _checked(value: Any, kind: Any, where: str) -> Any:
+    for alternative in _alternatives(kind):
+        result = _converted(value, alternative)
+        if result is not _FAILED:
+            return result
+    raise UserError(
+        f'config.{where} = {value!r}: expected {_described(kind)}, got {type(value).__name__}.'
+    )
+
+
+def _parsed(text: str, kind: Any, path: str) -> Any:
+    """The text of a command-line value, read as `kind`."""
+    alternatives = _alternatives(kind)
+    if text.lower() == 'none' and types.NoneType in alternatives:
+        return None
+    if text.lower() in ('true', 'false') and bool in alternatives:
+        return text.lower() == 'true'
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    for candidate in (value, text):
+        for alternative in alternatives:
+            result = _converted(candidate, alternative)
+            if result is not _FAILED:
+                return result
+    raise UserError(f'config.{path}={text}: expected {_described(kind)}.')

@@ -1,0 +1,122 @@
+"""From the config section `optimizer` to an optax transformation: schedule, clipping, AdamW, masks,
+layer decay.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mim_jax.config import Clock
+
+Schedule = Callable[[jax.Array], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up.
+
+    The peak learning rate is `learning_rate` times the batch scaling rule of the recipe: `none`,
+    `linear` (batch /
+    `reference_batch`) or `sqrt` (its square root). `end_learning_rate` is the last value of the
+    cosine,
+    `warmup_learning_rate` the first of the warm-up; `scale_ends` applies the rule to those two as
+    well (SimMIM).
+    `multistep` multiplies the rate by `decay_factor` at each `decay_percent` of the run. A
+    `layer_decay` below 1 multiplies the rate of a parameter by decay ** (distance from the top).
+    `clip_norm` bounds the gradient's global norm.
+    """
+
+    learning_rate: float = 1.5e-4
+    scaling: Literal['none', 'linear', 'sqrt'] = 'linear'
+    reference_batch: int = 256
+    schedule: Literal['cosine', 'multistep', 'constant'] = 'cosine'
+    warmup_steps: int | None = None
+    warmup_epochs: float | None = None
+    warmup_examples: int | None = None
+    warmup_percent: float | None = None
+    warmup_learning_rate: float = 0.0
+    end_learning_rate: float = 0.0
+    scale_ends: bool = False
+    decay_percent: tuple[float, ...] = ()
+    decay_factor: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.05
+    layer_decay: float | None = None
+    clip_norm: float | None = None
+
+    def __post_init__(self):
+        if self.learning_rate <= 0 or self.reference_batch <= 0:
+            raise ValueError('learning_rate and reference_batch must be positive.')
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise ValueError(
+                f'clip_norm = {self.clip_norm} must be positive; none turns clipping off.'
+            )
+
+
+def make_schedule(config: OptimizerConfig, clock: Clock) -> Schedule:
+    """The learning rate as a function of the step (int32 scalar, 0 for the first update)."""
+    ratio = clock.batch_size / config.reference_batch
+    factor = {'none': 1.0, 'linear': ratio, 'sqrt': ratio**0.5}[config.scaling]
+    ends = factor if config.scale_ends else 1.0
+    peak = config.learning_rate * factor
+    start, end = config.warmup_learning_rate * ends, config.end_learning_rate * ends
+    warmup = min(clock.steps(config, 'warmup', path='optimizer') or 0, clock.total_steps)
+    remaining = max(clock.total_steps - warmup, 1)
+    if config.schedule == 'cosine':
+        main = optax.cosine_decay_schedule(peak, remaining, alpha=end / peak)
+    elif config.schedule == 'multistep':
+        bounds = [
+            round(percent / 100 * clock.total_steps) - warmup for percent in config.decay_percent
+        ]
+        main = optax.piecewise_constant_schedule(peak, {b: config.decay_factor for b in bounds})
+    else:
+        main = optax.constant_schedule(peak)
+    if not warmup:
+        return main
+    return optax.join_schedules([optax.linear_schedule(start, peak, warmup), main], [warmup])
+
+
+def make_optimizer(
+    config: OptimizerConfig, schedule: Schedule, *, decayed: Any, layers: Any, num_layers: int
+) -> optax.GradientTransformation:
+    """The update rule.
+
+    Args:
+        decayed: tree of bool over the parameters, True where weight decay applies.
+        layers: tree over the parameters of layer ids (int, or int array [depth] for stacked
+        blocks), 0 the embedding. num_layers: the id of the head, which keeps the full rate.
+    """
+    parts = []
+    if config.clip_norm is not None:
+        parts.append(optax.clip_by_global_norm(config.clip_norm))
+    parts.append(
+        optax.adamw(
+            schedule,
+            b1=config.beta1,
+            b2=config.beta2,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            mask=decayed,
+        )
+    )
+    if config.layer_decay is not None and config.layer_decay != 1:
+        parts.append(_scale_by_layer(config.layer_decay, layers, num_layers))
+    return optax.chain(*parts)
+
+
+def _scale_by_layer(decay: float, layers: Any, num_layers: int) -> optax.GradientTransformation:
+    def scaled(update: jax.Array, layer: Any) -> jax.Array:
+        factor = jnp.asarray(decay ** (num_layers - jnp.asarray(layer, jnp.float32)))
+        return update * factor.reshape(factor.shape + (1,) * (update.ndim - factor.ndim))
+
+    def apply(updates: Any, params: Any = None) -> Any:
+        del params
+        return jax.tree.map(scaled, updates, layers)
+
+    return optax.stateless(apply)

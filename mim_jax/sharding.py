@@ -1,0 +1,181 @@
+"""The device mesh, and the rules for where each array lives.
+
+A mesh has the axes `data`, `fsdp` and `tensor`. Batches are split over `data` and `fsdp`;
+parameters and optimiser state are split over `fsdp` (and over `tensor` by the rules below) where
+they are large enough, and replicated otherwise.
+"""
+
+import dataclasses
+import math
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from mim_jax.errors import UserError
+
+AXES = ('data', 'fsdp', 'tensor')
+BATCH = PartitionSpec(('data', 'fsdp'))
+
+# Which dimension of a parameter is split over `tensor` (counted from the end); the first match
+# wins. Megatron's pattern: the first matrix of a pair by columns, the second by rows, so that each
+# pair needs one reduction.
+TENSOR_RULES = (
+    (r'attention/qkv/(kernel|bias)$', -1),
+    (r'attention/out/kernel$', -2),
+    (r'mlp/fc1/(kernel|bias)$', -1),
+    (r'mlp/fc2/kernel$', -2),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Config section `mesh`: devices along each axis; one of them may be -1, "all that remain".
+
+    `min_shard_size` is the number of elements from which an array is split over `fsdp`; smaller
+    ones are replicated.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+    min_shard_size: int = 2**16
+
+    def __post_init__(self):
+        sizes = (self.data, self.fsdp, self.tensor)
+        if any(size == 0 or size < -1 for size in sizes) or sizes.count(-1) > 1:
+            raise ValueError(
+                f'axes data={self.data}, fsdp={self.fsdp}, tensor={self.tensor} must be positive, '
+                'and one of them may be -1.'
+            )
+
+
+def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
+    """The mesh over `devices` (all devices of all hosts by default).
+
+    Raises UserError when the axes do not fit the number of devices. One process may use fewer
+    devices than it has; several processes must use all.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = [config.data, config.fsdp, config.tensor]
+    fixed = math.prod(size for size in sizes if size != -1)
+    wanted = ', '.join(f'{axis}={size}' for axis, size in zip(AXES, sizes, strict=True))
+    if fixed > len(devices):
+        raise UserError(
+            f'config.mesh: {wanted} needs {fixed} devices, but there are {len(devices)}; '
+            'set smaller axes or -1 for one of them.'
+        )
+    if -1 in sizes:
+        if len(devices) % fixed:
+            raise UserError(
+                f'config.mesh: {wanted} does not divide the {len(devices)} devices evenly.'
+            )
+        sizes[sizes.index(-1)] = len(devices) // fixed
+    elif fixed != len(devices):
+        if jax.process_count() > 1:
+            raise UserError(
+                f'config.mesh: {wanted} uses {fixed} of {len(devices)} devices, but several '
+                'processes must use all; set one axis to -1.'
+            )
+        devices = devices[:fixed]
+    slices = {getattr(device, 'slice_index', 0) for device in devices}
+    if len(slices) > 1 and sizes[0] % len(slices) == 0:
+        # Only the data axis crosses the slow network between TPU slices.
+        inner = (sizes[0] // len(slices), *sizes[1:])
+        grid = mesh_utils.create_hybrid_device_mesh(inner, (len(slices), 1, 1), devices=devices)
+        return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def check_batch(batch_size: int, mesh: Mesh, *, accumulation: int = 1) -> None:
+    """Raises UserError unless the global batch divides over the mesh (and over accumulated
+    microbatches).
+    """
+    ways = mesh.shape['data'] * mesh.shape['fsdp']
+    if batch_size % (ways * accumulation):
+        detail = f'mesh data {mesh.shape["data"]} x fsdp {mesh.shape["fsdp"]}'
+        if accumulation > 1:
+            detail += f' x train.accumulation {accumulation}'
+        nearest = max(1, round(batch_size / (ways * accumulation))) * ways * accumulation
+        raise UserError(
+            f'config.data.batch_size = {batch_size} is not divisible by {detail}; '
+            f'use for example {nearest}.'
+        )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, BATCH)
+
+
+def path_name(path: tuple) -> str:
+    """A tree path as "a/b/c", for rules and for error messages."""
+    return '/'.join(
+        str(getattr(part, 'key', getattr(part, 'name', getattr(part, 'idx', part))))
+        for part in path
+    )
+
+
+def state_shardings(state: Any, mesh: Mesh, *, min_shard_size: int) -> Any:
+    """A NamedSharding for every array of an abstract state, by the array's path and shape."""
+
+    def rule(path: tuple, leaf: Any) -> NamedSharding:
+        return NamedSharding(
+            mesh, partition(path_name(path), leaf.shape, mesh, min_shard_size=min_shard_size)
+        )
+
+    return jax.tree_util.tree_map_with_path(rule, state)
+
+
+def partition(
+    path: str, shape: tuple[int, ...], mesh: Mesh, *, min_shard_size: int
+) -> PartitionSpec:
+    """The PartitionSpec of one array: `tensor` by TENSOR_RULES, then `fsdp` on the largest
+    dimension that divides.
+
+    The leading depth axis of stacked blocks is never split: the scan over layers slices it.
+    """
+    spec: list = [None] * len(shape)
+    if math.prod(shape) < min_shard_size:
+        return PartitionSpec()
+    for pattern, dimension in TENSOR_RULES:
+        if mesh.shape['tensor'] > 1 and re.search(pattern, path):
+            if shape[dimension] % mesh.shape['tensor'] == 0:
+                spec[dimension] = 'tensor'
+            break
+    first = 1 if re.search(r'(^|/)blocks/', path) else 0
+    for dimension in sorted(range(first, len(shape)), key=lambda d: (-shape[d], d)):
+        if (
+            spec[dimension] is None
+            and mesh.shape['fsdp'] > 1
+            and shape[dimension] % mesh.shape['fsdp'] == 0
+        ):
+            spec[dimension] = 'fsdp'
+            break
+    return PartitionSpec(*spec)
+
+
+def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's share of a batch (arrays [B / processes, ...]) as global device arrays, split
+    over data and fsdp.
+    """
+    sharding = batch_sharding(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, value)
+        for name, value in batch.items()
+    }
+
+
+def put_tree(tree: Any, shardings: Any) -> Any:
+    """Host arrays, the same on every process, as global device arrays with the given shardings."""
+
+    def put(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return jax.tree.map(put, tree, shardings)

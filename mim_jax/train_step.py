@@ -1,0 +1,123 @@
+"""The training state and the jitted update: view, loss, gradients, accumulation, clipping, AdamW,
+EMA.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from mim_jax import keys, sharding
+from mim_jax.optimizers import Schedule
+
+Batch = dict[str, jax.Array]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that a step reads and writes.
+
+    `variables` holds the collections of the objective: `params` (trained, float32), `teacher`
+    (frozen, loaded from a file and not saved in checkpoints), `ema` (an average of `params`),
+    `state` (whatever else a method carries along).
+    """
+
+    step: jax.Array
+    variables: dict[str, Any]
+    opt_state: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainStep:
+    """The update of one run.
+
+    Attributes:
+        objective: see `mim_jax.objectives.base.Objective`.
+        view: function (keys [B], batch as read) -> batch with float32 images in [0, 1]: the device
+        half of the data. optimizer: optax transformation over `params`. schedule: learning rate by
+        step, for the log. seed: all randomness is a function of (seed, step, name). accumulation:
+        microbatches per step; the update equals the full batch's. ema_decay: function step -> decay
+        of the average `ema`, or None. mesh: the device mesh the batch is split over.
+    """
+
+    objective: Any
+    view: Callable[[jax.Array, Batch], Batch]
+    optimizer: optax.GradientTransformation
+    schedule: Schedule
+    seed: int
+    accumulation: int
+    ema_decay: Schedule | None
+    mesh: jax.sharding.Mesh
+
+    def init(self, images: jax.ShapeDtypeStruct | jax.Array) -> TrainState:
+        """The state before the first step; `images` [B, H, W, C] gives the shapes. Traceable."""
+        variables = self.objective.init(keys.named(jax.random.key(self.seed), 'init'), images)
+        if self.ema_decay is not None:
+            variables['ema'] = jax.tree.map(jnp.array, variables['params'])
+        opt_state = self.optimizer.init(variables['params'])
+        return TrainState(jnp.zeros((), jnp.int32), variables, opt_state)
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        """One update. `batch` is as read from disk: images uint8 [B, H, W, C] and, if known, labels
+        int32 [B].
+        """
+        key = jax.random.fold_in(jax.random.key(self.seed), state.step)
+        batch = {**batch, 'keys': keys.per_example(key, batch['images'].shape[0])}
+        grads, metrics, extra = self._gradients(state, batch, keys.named(key, 'loss'))
+        params = state.variables['params']
+        updates, opt_state = self.optimizer.update(grads, state.opt_state, params)
+        params = optax.apply_updates(params, updates)
+        variables = {**state.variables, 'params': params}
+        if extra:
+            variables['state'] = extra
+        if self.ema_decay is not None:
+            decay = self.ema_decay(state.step)
+            variables['ema'] = jax.tree.map(
+                lambda ema, new: decay * ema + (1 - decay) * new, variables['ema'], params
+            )
+        metrics |= {
+            'learning_rate': jnp.asarray(self.schedule(state.step), jnp.float32),
+            'grad_norm': optax.global_norm(grads),
+            'param_norm': optax.global_norm(params),
+        }
+        return TrainState(state.step + 1, variables, opt_state), metrics
+
+    def _gradients(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[Any, dict, Any]:
+        def loss(params: Any, extra: Any, micro: Batch) -> tuple[jax.Array, tuple[dict, Any]]:
+            variables = {**state.variables, 'params': params}
+            if extra:
+                variables['state'] = extra
+            with jax.named_scope('view'):
+                viewed = self.view(micro['keys'], micro)
+            value, metrics, extra = self.objective.loss(variables, viewed, key, state.step)
+            return value, ({'loss': value, **metrics}, extra)
+
+        gradient = jax.grad(loss, has_aux=True)
+        params, extra = state.variables['params'], state.variables.get('state', {})
+        if self.accumulation == 1:
+            grads, (metrics, extra) = gradient(params, extra, batch)
+            return grads, metrics, extra
+
+        def split(x: jax.Array) -> jax.Array:
+            # Row i goes to microbatch i mod A: every microbatch is spread over all devices, nothing
+            # moves between them.
+            parts = x.reshape(x.shape[0] // self.accumulation, self.accumulation, *x.shape[1:])
+            parts = jnp.swapaxes(parts, 0, 1)
+            spec = jax.sharding.PartitionSpec(None, *sharding.BATCH)
+            return jax.lax.with_sharding_constraint(
+                parts, jax.sharding.NamedSharding(self.mesh, spec)
+            )
+
+        def body(carry: tuple, micro: Batch) -> tuple[tuple, dict]:
+            total, extra = carry
+            grads, (metrics, extra) = gradient(params, extra, micro)
+            return (jax.tree.map(jnp.add, total, grads), extra), metrics
+
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        (total, extra), metrics = jax.lax.scan(body, (zeros, extra), jax.tree.map(split, batch))
+        grads = jax.tree.map(lambda g: g / self.accumulation, total)
+        return grads, jax.tree.map(lambda m: jnp.mean(m, axis=0), metrics), extra
