@@ -1,0 +1,106 @@
+"""Decoders: from the tokens of visible patches to a prediction for every patch."""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mim_jax.models.blocks import Linear, layer_norm, stacked_blocks
+from mim_jax.models.initializers import normal_token
+from mim_jax.models.positions import sincos_table
+
+
+@dataclasses.dataclass(frozen=True)
+class MAEDecoder:
+    """MAE's decoder (He et al., CVPR 2022): linear, mask tokens, sine-cosine table, blocks, linear.
+
+    Parameters: embed, mask_token, blocks (as in the encoder), norm, predict.
+    """
+
+    width: int = 512
+    depth: int = 8
+    heads: int = 16
+    mlp_ratio: float = 4.0
+    norm_eps: float = 1e-6
+    initialization: str = 'mae'
+    scan: bool = True
+    remat: str = 'none'
+    dtype: str = 'float32'
+
+    def __post_init__(self):
+        if self.width % self.heads or self.width % 4:
+            raise ValueError(
+                f'width {self.width} is not divisible by heads {self.heads} and by 4 (sine-cosine)'
+            )
+
+    @property
+    def module(self) -> nn.Module:
+        """The Linen module with these fields."""
+        return Decoder(self)
+
+    def init(self, key, tokens, *, grid, features):
+        """Variables {'params': ...} for tokens of the shape [B,K,D] of `tokens` (values unused)."""
+        return _init(self.module, key, tokens.shape[-1], tuple(grid), features)
+
+    def apply(self, variables, tokens, *, visible_ids, grid, features, class_token=None):
+        """Predicts every patch, float32 [B,N,features], from tokens [B,K,D] of the visible ones.
+
+        visible_ids [B,K] int32: the tokens' places on `grid` (h,w). class_token [B,D] takes part in
+        attention and is dropped at the end.
+        """
+        return self.module.apply(
+            variables,
+            tokens,
+            visible_ids=visible_ids,
+            grid=tuple(grid),
+            features=features,
+            class_token=class_token,
+        )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2, 3, 4))
+def _init(module, key, width, grid, features):
+    ids = jnp.zeros((1, 1), jnp.int32)
+    tokens = jnp.zeros((1, 1, width))
+    return module.init(key, tokens, visible_ids=ids, grid=grid, features=features)
+
+
+def unshuffle(tokens, *, visible_ids, fill, num_tokens):
+    """Tokens [B,K,D] at their places `visible_ids` [B,K] of `num_tokens`; elsewhere `fill` [D]."""
+    base = jnp.broadcast_to(fill.astype(tokens.dtype), (num_tokens, tokens.shape[-1]))
+    return jax.vmap(lambda ids, x: base.at[ids].set(x, unique_indices=True))(visible_ids, tokens)
+
+
+class Decoder(nn.Module):
+    """The Linen module of `MAEDecoder`; see there."""
+
+    config: MAEDecoder
+
+    @nn.compact
+    def __call__(self, tokens, *, visible_ids, grid, features, class_token=None):
+        c = self.config
+        linear = functools.partial(Linear, initialization=c.initialization, dtype=c.dtype)
+        embed = linear((c.width,), name='embed')
+        mask_token = self.param('mask_token', normal_token, (c.width,))
+        x = unshuffle(
+            embed(tokens), visible_ids=visible_ids, fill=mask_token, num_tokens=grid[0] * grid[1]
+        )
+        x += jnp.asarray(sincos_table(grid, c.width).reshape(-1, c.width), c.dtype)
+        if class_token is not None:
+            x = jnp.concatenate([embed(class_token)[:, None], x], axis=1)
+        x, _ = stacked_blocks(
+            c.depth,
+            scan=c.scan,
+            remat=c.remat,
+            heads=c.heads,
+            mlp_ratio=c.mlp_ratio,
+            norm_eps=c.norm_eps,
+            initialization=c.initialization,
+            dtype=c.dtype,
+        )(x)
+        if class_token is not None:
+            x = x[:, 1:]
+        x = layer_norm(c.norm_eps, c.dtype, 'norm')(x)
+        return linear((features,), name='predict')(x).astype(jnp.float32)

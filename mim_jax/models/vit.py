@@ -1,0 +1,235 @@
+"""One Vision Transformer for students and teachers (Dosovitskiy et al., ICLR 2021)."""
+
+import dataclasses
+import functools
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mim_jax.models.blocks import (
+    ACTIVATIONS,
+    REMAT_POLICIES,
+    Linear,
+    drop_path_factors,
+    layer_norm,
+    stacked_blocks,
+)
+from mim_jax.models.initializers import INITS, normal_token
+from mim_jax.models.patches import patch_grid, patchify
+from mim_jax.models.positions import LearnedPosition, RelativePosition, sincos_table
+
+CHOICES = {
+    'position': ('sincos', 'learned', 'none'),
+    'relative_position': ('none', 'shared', 'per_block', 'both'),
+    'qkv_bias': ('all', 'qv', 'none'),
+    'activation': tuple(ACTIVATIONS),
+    'initialization': INITS,
+    'remat': ('none', *REMAT_POLICIES),
+    'dtype': ('float32', 'bfloat16'),
+}
+
+
+@flax.struct.dataclass
+class Encoded:
+    """What the encoder returns, in its compute dtype.
+
+    tokens [B,N,D] (patch tokens; [B,K,D] with visible_ids), class_token [B,D] or None, registers
+    [B,R,D] or None, layers: patch tokens [B,N|K,D] after the requested blocks, keyed by the number
+    of blocks passed (1 to depth), before the final norm.
+    """
+
+    tokens: jax.Array
+    class_token: jax.Array | None = None
+    registers: jax.Array | None = None
+    layers: dict[int, jax.Array] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class ViT:
+    """A Vision Transformer's fields (the `model` section of a config) and its two pure functions.
+
+    Parameters are float32, those of the blocks stacked on a leading depth axis:
+    patch_embed/{kernel [p*q*C,D], bias}, class_token [D], registers [R,D], mask_token [D],
+    position/{patches [h,w,D], class_token [D]}, relative_position/{patches [2h-1,2w-1,heads],
+    class_token [3,heads]}, pre_norm, blocks/{norm1, attention/{qkv,out}, layer_scale1, norm2,
+    mlp/{fc1,fc2}, layer_scale2, relative_position}, final_norm.
+    """
+
+    patch_size: tuple[int, ...] = (16, 16)
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    mlp_ratio: float = 4.0
+    class_token: bool = True
+    num_registers: int = 0
+    position: str = 'sincos'
+    relative_position: str = 'none'
+    mask_token: bool = False
+    layer_scale: float | None = None  # initial value; None: no layer scale
+    drop_path: float = 0.0  # rate of the last block; rises linearly from 0
+    qkv_bias: str = 'all'
+    patch_bias: bool = True
+    pre_norm: bool = False  # a LayerNorm between embedding and blocks, as in CLIP
+    final_norm: bool = True
+    activation: str = 'gelu'
+    norm_eps: float = 1e-6
+    initialization: str = 'mae'
+    grid: tuple[int, ...] | None = None  # position tables are stored for it; None: first image's
+    scan: bool = True  # False: blocks unrolled (longer compilation, same parameters)
+    remat: str = 'none'
+    dtype: str = 'float32'  # of the computation; parameters are float32
+
+    def __post_init__(self):
+        for field, allowed in CHOICES.items():
+            if getattr(self, field) not in allowed:
+                raise ValueError(
+                    f'{field} is {getattr(self, field)!r}, allowed: {", ".join(allowed)}'
+                )
+        if self.width % self.heads:
+            raise ValueError(f'width {self.width} is not divisible by heads {self.heads}')
+        if self.position == 'sincos' and self.width % 4:
+            raise ValueError(f'position sincos needs a width divisible by 4, got {self.width}')
+        if len(self.patch_size) != 2:
+            raise ValueError(f'patch_size needs (height, width), got {tuple(self.patch_size)}')
+        if not 0.0 <= self.drop_path < 1.0:
+            raise ValueError(f'drop_path {self.drop_path} is not in [0, 1)')
+
+    @property
+    def module(self) -> nn.Module:
+        """The Linen module with these fields."""
+        return VisionTransformer(self)
+
+    def init(self, key, images):
+        """Variables {'params': ...} for images shaped [B,H,W,C] like `images` (values unused)."""
+        return _init(self.module, key, images.shape[1:])
+
+    def apply(
+        self, variables, images, *, mask=None, visible_ids=None, drop_path_keys=None, layers=()
+    ) -> Encoded:
+        """Encodes normalised images [B,H,W,C].
+
+        mask [B,N] bool: hidden patches' embeddings become the mask token, before any position.
+        visible_ids [B,K] int32: only these patches are encoded, positions added before the choice.
+        drop_path_keys: typed keys [B] for drop path; None is deterministic.
+        layers: numbers of blocks (1 to depth) after which patch tokens are returned too.
+        """
+        return self.module.apply(
+            variables,
+            images,
+            mask=mask,
+            visible_ids=visible_ids,
+            drop_path_keys=drop_path_keys,
+            layers=tuple(layers),
+        )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _init(module, key, image_shape):
+    return module.init(key, jnp.zeros((1, *image_shape)), every_parameter=True)
+
+
+class VisionTransformer(nn.Module):
+    """The Linen module of `ViT`; see there for the meaning of fields and arguments."""
+
+    config: ViT
+
+    @nn.compact
+    def __call__(
+        self,
+        images,
+        *,
+        mask=None,
+        visible_ids=None,
+        drop_path_keys=None,
+        layers=(),
+        every_parameter=False,
+    ):
+        c = self.config
+        grid = patch_grid(images.shape[1:3], c.patch_size)
+        x = self.embed(images, grid, mask, visible_ids, every_parameter)
+        stored = c.grid and tuple(c.grid)
+        relative = functools.partial(
+            RelativePosition, c.heads, grid, c.class_token, c.num_registers, stored
+        )
+        bias = None
+        if c.relative_position in ('shared', 'both'):
+            bias = relative(name='relative_position')(visible_ids)
+        keep = None
+        if drop_path_keys is not None and c.drop_path > 0:
+            keep = drop_path_factors(drop_path_keys, rate=c.drop_path, depth=c.depth)
+        x, outputs = stacked_blocks(
+            c.depth,
+            scan=c.scan,
+            remat=c.remat,
+            heads=c.heads,
+            mlp_ratio=c.mlp_ratio,
+            layer_scale=c.layer_scale,
+            qkv_bias=c.qkv_bias,
+            activation=c.activation,
+            norm_eps=c.norm_eps,
+            initialization=c.initialization,
+            dtype=c.dtype,
+            collect=bool(layers),
+            relative=relative if c.relative_position in ('per_block', 'both') else None,
+        )(x, keep=keep, bias=bias, visible_ids=visible_ids)
+        if c.final_norm:
+            x = layer_norm(c.norm_eps, c.dtype, 'final_norm')(x)
+        first = int(c.class_token)
+        prefix = first + c.num_registers
+        return Encoded(
+            tokens=x[:, prefix:],
+            class_token=x[:, 0] if c.class_token else None,
+            registers=x[:, first:prefix] if c.num_registers else None,
+            layers={k: outputs[k - 1][:, prefix:] for k in layers},
+        )
+
+    def embed(self, images, grid, mask, visible_ids, every_parameter):
+        """Class token, registers and patch embeddings with positions, [B,S,D]."""
+        c = self.config
+        patches = patchify(images, patch_size=c.patch_size)
+        if visible_ids is not None:
+            patches = jnp.take_along_axis(patches, visible_ids[..., None], axis=1)
+        x = Linear(
+            (c.width,),
+            bias=c.patch_bias,
+            initialization=c.initialization,
+            dtype=c.dtype,
+            name='patch_embed',
+        )(patches)
+        if c.mask_token and (mask is not None or every_parameter):
+            mask_token = self.param('mask_token', normal_token, (c.width,)).astype(c.dtype)
+        if mask is not None:
+            if not c.mask_token:
+                raise ValueError('a mask needs a model with mask_token=True')
+            hidden = mask
+            if visible_ids is not None:
+                hidden = jnp.take_along_axis(mask, visible_ids, axis=1)
+            x = jnp.where(hidden[..., None], mask_token, x)
+        positions, class_position = None, None
+        if c.position == 'sincos':
+            positions = jnp.asarray(sincos_table(grid, c.width).reshape(-1, c.width))
+        elif c.position == 'learned':
+            stored = c.grid and tuple(c.grid)
+            positions, class_position = LearnedPosition(
+                c.width, c.class_token, stored, name='position'
+            )(grid)
+        if positions is not None:
+            x += (positions[None] if visible_ids is None else positions[visible_ids]).astype(
+                c.dtype
+            )
+        prefix = []
+        if c.class_token:
+            class_token = self.param('class_token', normal_token, (c.width,))
+            if class_position is not None:
+                class_token += class_position
+            prefix.append(class_token[None])
+        if c.num_registers:
+            prefix.append(self.param('registers', normal_token, (c.num_registers, c.width)))
+        if prefix:
+            prefix = jnp.concatenate(prefix).astype(c.dtype)
+            x = jnp.concatenate([jnp.broadcast_to(prefix, (x.shape[0], *prefix.shape)), x], axis=1)
+        if c.pre_norm:
+            x = layer_norm(c.norm_eps, c.dtype, 'pre_norm')(x)
+        return x
