@@ -1,0 +1,263 @@
+"""Weighted nearest-neighbour classification of frozen features.
+
+Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination" (CVPR 2018),
+section 3.4, with k and temperature as in DINO (Caron et al., ICCV 2021): a test image's k nearest
+training images by cosine similarity s vote for their class with weight exp(s / temperature).
+
+Every process ranks its own share of the training images for all test images; only test features
+and k candidates per test image and process are exchanged. On a process the test images are split
+over its devices, and the training features pass through them in chunks with a running top k, so
+that neither the similarities nor the training features have to fit at once.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from mim_jax.errors import UserError
+
+# Chunks of the similarity matrix: 512 test rows per device times 8192 training rows (16 MiB).
+TEST_ROWS = 512
+TRAIN_ROWS = 8192
+
+
+@dataclasses.dataclass(frozen=True)
+class KNN:
+    """Config section of the k-nearest-neighbour evaluator.
+
+    k: neighbours that vote; with several, the first is the headline.
+    temperature: of the votes' weights.
+    pool: feature of an image, the mean of its patch tokens or the class token.
+    max_train, max_test: use only so many images of each split (None: all).
+    """
+
+    k: int | tuple[int, ...] = 20
+    temperature: float = 0.07
+    pool: Literal['mean', 'class'] = 'mean'
+    max_train: int | None = None
+    max_test: int | None = None
+
+    def __post_init__(self):
+        if not self.all_k or min(self.all_k) < 1:
+            raise ValueError(f'k must be at least 1, not {self.k}')
+        if not self.temperature > 0:
+            raise ValueError(f'temperature must be positive, not {self.temperature}')
+        if self.pool not in ('mean', 'class'):
+            raise ValueError(f"pool must be 'mean' or 'class', not {self.pool!r}")
+        for name in ('max_train', 'max_test'):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f'{name} must be at least 1 or none, not {getattr(self, name)}')
+
+    @property
+    def all_k(self) -> tuple[int, ...]:
+        return (self.k,) if isinstance(self.k, int) else tuple(self.k)
+
+    def run(
+        self, feature_fn, train_batches, test_batches, *, num_classes: int
+    ) -> Iterator[tuple[str, float]]:
+        """Yields ('top1', share correct in 0..1), ('top5', …) where there are more than 5 classes,
+        and for every further k ('top1_k10', …), ….
+
+        See `evaluators.Evaluator` for the arguments. Raises UserError for an empty split or labels
+        outside 0..num_classes-1.
+        """
+        train, train_labels = collect(feature_fn, train_batches, limit=self.max_train)
+        test, test_labels = collect(feature_fn, test_batches, limit=self.max_test)
+        test, test_labels = gather(test), gather(test_labels)
+        _check_labels(gather(train_labels), num_classes=num_classes, split='training')
+        _check_labels(test_labels, num_classes=num_classes, split='test')
+        similarities, labels = nearest(train, train_labels, test, k=max(self.all_k))
+        for k in self.all_k:
+            ranks = label_ranks(
+                similarities[:, :k],
+                labels[:, :k],
+                test_labels,
+                temperature=self.temperature,
+                num_classes=num_classes,
+            )
+            suffix = '' if k == self.all_k[0] else f'_k{k}'
+            yield f'top1{suffix}', float(np.mean(ranks < 1))
+            if num_classes > 5:
+                yield f'top5{suffix}', float(np.mean(ranks < 5))
+
+
+def _check_labels(labels: np.ndarray, *, num_classes: int, split: str) -> None:
+    if not len(labels):
+        raise UserError(f'The kNN evaluator got no {split} images: is the split empty?')
+    if not 0 <= labels.min() <= labels.max() < num_classes:
+        raise UserError(
+            f'The kNN evaluator got {split} labels from {labels.min()} to {labels.max()}, '
+            f'but the data source says {num_classes} classes.'
+        )
+
+
+def collect(feature_fn, batches, *, limit: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """This process's share of at most `limit` images: unit features [n,D], labels int32 [n]."""
+    own, most = math.inf, math.inf
+    if limit is not None:
+        share, remainder = divmod(limit, jax.process_count())
+        own = share + (jax.process_index() < remainder)
+        most = share + (remainder > 0)
+    features, labels, seen, pending = [], [], 0, None
+    for batch in batches:
+        rows = len(batch['labels'])
+        keep = np.arange(rows) < own - seen
+        keep &= np.asarray(batch.get('valid', True), bool)
+        seen += rows
+        # One batch stays in flight, so that the host prepares the next while the device works.
+        if pending is not None:
+            features.append(local_rows(pending[0])[pending[1]])
+        pending = feature_fn(batch['images']), keep
+        labels.append(np.asarray(batch['labels'], np.int32)[keep])
+        if seen >= most:  # the same on every process: feature_fn is a collective
+            break
+    if pending is None:
+        return np.zeros((0, 0), np.float32), np.zeros(0, np.int32)
+    features.append(local_rows(pending[0])[pending[1]])
+    x = np.concatenate(features).astype(np.float32)
+    x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    return x, np.concatenate(labels)
+
+
+def local_rows(array: jax.Array | np.ndarray) -> np.ndarray:
+    """The rows of an array that this process holds, in order."""
+    if not isinstance(array, jax.Array) or array.is_fully_addressable:
+        return np.asarray(array)
+    rows = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+    return np.concatenate([np.asarray(rows[start]) for start in sorted(rows)])
+
+
+def gather(rows: np.ndarray) -> np.ndarray:
+    """Concatenates every process's rows [n_p,…], on every process; n_p may differ."""
+    if jax.process_count() == 1:
+        return rows
+    from jax.experimental.multihost_utils import process_allgather
+
+    shapes = process_allgather(np.array([len(rows), *rows.shape[1:]], np.int32))
+    padded = np.zeros(shapes.max(axis=0), rows.dtype)
+    padded[tuple(map(slice, rows.shape))] = rows
+    parts = process_allgather(padded)
+    return np.concatenate([part[:n] for part, n in zip(parts, shapes[:, 0], strict=True)])
+
+
+def nearest(
+    train: np.ndarray,
+    train_labels: np.ndarray,
+    test: np.ndarray,
+    *,
+    k: int,
+    train_rows: int = TRAIN_ROWS,
+    test_rows: int = TEST_ROWS,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k most similar training rows of every test row, most similar first.
+
+    train, train_labels: this process's unit features [M,D] and labels [M]; test: unit features
+    [T,D] of all processes. Returns cosine similarities float32 [T,k] (-inf where there are fewer
+    than k training rows) and labels int32 [T,k], over the training rows of all processes.
+    """
+    devices = jax.local_devices()
+    mesh = Mesh(np.array(devices), ('rows',), axis_types=(AxisType.Auto,))
+    by_rows = NamedSharding(mesh, PartitionSpec(None, 'rows'))
+    count, width = test.shape
+    test_rows = min(test_rows, -(-count // len(devices))) * len(devices)
+    chunks = -(-count // test_rows)
+    padded = np.zeros((chunks * test_rows, width), np.float32)
+    padded[:count] = test
+    queries = jax.device_put(padded.reshape(chunks, test_rows, width), by_rows)
+    best = jax.device_put(
+        (
+            np.full((chunks, test_rows, k), -np.inf, np.float32),
+            np.zeros((chunks, test_rows, k), np.int32),
+        ),
+        by_rows,
+    )
+    train_rows = min(train_rows, max(len(train), 1))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    for start in range(0, len(train), train_rows):
+        part = train[start : start + train_rows]
+        missing = train_rows - len(part)
+        chunk = (
+            np.pad(part, ((0, missing), (0, 0))),
+            np.pad(train_labels[start : start + train_rows], (0, missing)),
+            np.arange(train_rows) < len(part),
+        )
+        with jax.set_mesh(mesh):  # the trainer's mesh may be set
+            best = _merge_chunk(best, queries, jax.device_put(chunk, everywhere), mesh=mesh)
+    similarities, labels = (np.asarray(x).reshape(-1, k)[:count] for x in best)
+    if jax.process_count() == 1:
+        return similarities, labels
+    similarities = gather(similarities).reshape(-1, count, k)
+    labels = gather(labels).reshape(-1, count, k)
+    similarities, labels = (np.concatenate(x, axis=1) for x in (similarities, labels))
+    order = np.argsort(-similarities, axis=1, kind='stable')[:, :k]
+    return np.take_along_axis(similarities, order, 1), np.take_along_axis(labels, order, 1)
+
+
+@functools.partial(jax.jit, static_argnames='mesh', donate_argnums=0)
+def _merge_chunk(best, queries, chunk, *, mesh):
+    """Running top k [chunks,rows,k] of queries [chunks,rows,D], after one more training chunk."""
+
+    def merge(carry, chunk):
+        similarities, labels, query = carry
+        train, train_labels, valid = chunk
+        new = jnp.matmul(query, train.T, precision='highest')
+        new = jnp.where(valid, new, -jnp.inf)
+        # Top k of the chunk first: it needs no concatenated copy of the similarities.
+        k = similarities.shape[-1]
+        new, ids = jax.lax.top_k(new, min(k, new.shape[-1]))
+        both = jnp.concatenate([similarities, new], axis=-1)
+        both_labels = jnp.concatenate([labels, train_labels[ids]], axis=-1)
+        similarities, ids = jax.lax.top_k(both, k)
+        return similarities, jnp.take_along_axis(both_labels, ids, axis=-1)
+
+    def local(best, queries, chunk):
+        return jax.lax.map(lambda carry: merge(carry, chunk), (*best, queries))
+
+    # Left to itself, the partitioner gathers the rows for top_k.
+    rows = PartitionSpec(None, 'rows')
+    run = jax.shard_map(
+        local, mesh=mesh, in_specs=(rows, rows, PartitionSpec()), out_specs=(rows, rows)
+    )
+    return run(best, queries, chunk)
+
+
+def label_ranks(
+    similarities: np.ndarray,
+    labels: np.ndarray,
+    true_labels: np.ndarray,
+    *,
+    temperature: float,
+    num_classes: int,
+    rows: int = TEST_ROWS,
+) -> np.ndarray:
+    """How many classes have more votes than the true one, int32 [T]: 0 is a correct answer.
+
+    Equal votes go to the lower class; a true class without votes has rank num_classes.
+    """
+    count = len(similarities)
+    rows = min(rows, count)
+    ranks = []
+    for start in range(0, count, rows):
+        parts = [x[start : start + rows] for x in (similarities, labels, true_labels)]
+        parts = [np.pad(x, [(0, rows - len(x))] + [(0, 0)] * (x.ndim - 1)) for x in parts]
+        ranks.append(_ranks(*parts, temperature, num_classes=num_classes))
+    return np.concatenate([np.asarray(x) for x in ranks])[:count]
+
+
+@functools.partial(jax.jit, static_argnames='num_classes')
+def _ranks(similarities, labels, true_labels, temperature, *, num_classes):
+    # Relative to the nearest neighbour, so that a low temperature cannot overflow.
+    weights = jnp.exp((similarities - similarities[:, :1]) / temperature)
+    at = jnp.arange(len(labels))[:, None]
+    votes = jnp.zeros((len(labels), num_classes)).at[at, labels].add(weights)
+    true = jnp.take_along_axis(votes, true_labels[:, None], axis=1)
+    lower = jnp.arange(num_classes) < true_labels[:, None]
+    ahead = ((votes > true) | ((votes == true) & lower)).sum(axis=1)
+    return jnp.where(true[:, 0] > 0, ahead, num_classes)
