@@ -12,6 +12,7 @@ import numpy as np
 
 from mim_jax.errors import UserError
 from mim_jax.evaluators.knn import KNN
+from mim_jax.evaluators.subset import EvenlySpaced
 
 FeatureFn = Callable[[np.ndarray], jax.Array | np.ndarray]
 Batches = Iterable[Mapping[str, Any]]
@@ -57,5 +58,7 @@ def pool_tokens(encoded: Any, *, pool: str) -> jax.Array:
         )
     return encoded.class_token.astype(np.float32)
 
+
+__all__ = ['EVALUATORS', 'KNN', 'Evaluator', 'EvenlySpaced', 'pool_tokens']
 
 EVALUATORS: dict[str, type] = {'knn': KNN}

@@ -35,7 +35,8 @@ class KNN:
     k: neighbours that vote; with several, the first is the headline.
     temperature: of the votes' weights.
     pool: feature of an image, the mean of its patch tokens or the class token.
-    max_train, max_test: use only so many images of each split (None: all).
+    max_train, max_test: use only the first so many images of each split (None: all); batches over
+      `evaluators.EvenlySpaced` make them so many from all over the split.
     """
 
     k: int | tuple[int, ...] = 20
@@ -99,24 +100,25 @@ def _check_labels(labels: np.ndarray, *, num_classes: int, split: str) -> None:
 
 
 def collect(feature_fn, batches, *, limit: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """This process's share of at most `limit` images: unit features [n,D], labels int32 [n]."""
-    own, most = math.inf, math.inf
-    if limit is not None:
-        share, remainder = divmod(limit, jax.process_count())
-        own = share + (jax.process_index() < remainder)
-        most = share + (remainder > 0)
-    features, labels, seen, pending = [], [], 0, None
-    for batch in batches:
+    """This process's share: unit features float32 [n,D] and labels int32 [n].
+
+    Global batch i is made of every process's i-th batch, in order; of the rows so numbered, those
+    from `limit` on are left out.
+    """
+    limit = math.inf if limit is None else limit
+    features, labels, pending = [], [], None
+    for i, batch in enumerate(batches):
         rows = len(batch['labels'])
-        keep = np.arange(rows) < own - seen
+        first = (i * jax.process_count() + jax.process_index()) * rows
+        keep = np.arange(first, first + rows) < limit
         keep &= np.asarray(batch.get('valid', True), bool)
-        seen += rows
         # One batch stays in flight, so that the host prepares the next while the device works.
         if pending is not None:
             features.append(local_rows(pending[0])[pending[1]])
         pending = feature_fn(batch['images']), keep
         labels.append(np.asarray(batch['labels'], np.int32)[keep])
-        if seen >= most:  # the same on every process: feature_fn is a collective
+        # The same on every process, as feature_fn is a collective.
+        if (i + 1) * jax.process_count() * rows >= limit:
             break
     if pending is None:
         return np.zeros((0, 0), np.float32), np.zeros(0, np.int32)

@@ -200,9 +200,10 @@ embed = jax.jit(lambda x: x.reshape(len(x), -1).astype('float32') - 128, out_sha
 def feature_fn(images):
     return embed(jax.make_array_from_process_local_data(sharding, images))
 splits = make_split(0, 150, num_classes=9), make_split(1, 61, num_classes=9)
-train, test = ([x[index::2] for x in split] for split in splits)
-result = KNN(k=(20, 3), max_train=121).run(
-    feature_fn, batches(*train, size=20), batches(*test, size=8), num_classes=9
+def share(split, size):
+    return list(batches(*split, size=size))[index::2]
+result = KNN(k=(20, 3), max_train=110).run(
+    feature_fn, share(splits[0], 20), share(splits[1], 8), num_classes=9
 )
 print('RESULT', sorted(result))
 """
@@ -229,7 +230,7 @@ def test_two_processes_equal_one(tmp_path):
     ]
     outputs = [process.communicate(timeout=120)[0] for process in running]
     splits = make_split(0, 150, num_classes=9), make_split(1, 61, num_classes=9)
-    one = KNN(k=(20, 3), max_train=121).run(
+    one = KNN(k=(20, 3), max_train=110).run(
         feature_fn, batches(*splits[0], size=40), batches(*splits[1], size=16), num_classes=9
     )
     expected = f'RESULT {sorted(one)}'

@@ -1,0 +1,35 @@
+"""A part of a source that stands for the whole of it."""
+
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class EvenlySpaced:
+    """A data source of at most `limit` items (None: all), from all over `source`.
+
+    Folders and prepared data sets are often sorted by class: their first items would be a few
+    classes only.
+    """
+
+    source: Any
+    limit: int | None
+
+    def __len__(self) -> int:
+        count = len(self.source)
+        return count if self.limit is None else min(self.limit, count)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.source[self._origin(index)]
+
+    def describe(self, index: int) -> str:
+        return self.source.describe(self._origin(index))
+
+    @property
+    def num_classes(self) -> int | None:
+        return self.source.num_classes
+
+    def _origin(self, index: int) -> int:
+        if not 0 <= index < len(self):
+            raise IndexError(f'{index} is outside a source of {len(self)} items')
+        return index * len(self.source) // len(self)
