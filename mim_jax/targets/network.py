@@ -1,0 +1,187 @@
+"""Features of a network as targets: a frozen teacher, or an average of the student."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from mim_jax.errors import UserError
+from mim_jax.models.initializers import kernel_init
+from mim_jax.models.patches import patch_grid
+from mim_jax.models.vit import ViT
+from mim_jax.weights import native
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def network_tokens(params, images, *, model, layer=None):
+    """Patch tokens float32 [B,N,D] of `model` with `params`; deterministic, without gradient.
+
+    images: [B,H,W,C], normalised. layer: tokens after that many blocks, before the final norm (the
+    later blocks are not computed); None: after the last block, and the final norm where the model
+    has one. params/projection/kernel [D,P], where present, is applied last (to [B,N,P]).
+    An average of the student's parameters makes the same function an EMA teacher.
+    """
+    params = dict(params)
+    projection = params.pop('projection', None)
+    if layer is not None:
+        params['blocks'] = jax.tree.map(lambda stacked: stacked[:layer], params['blocks'])
+        model = dataclasses.replace(model, depth=layer, final_norm=False, drop_path=0.0)
+    tokens = model.apply({'params': params}, images).tokens
+    if projection is not None:
+        tokens = tokens @ projection['kernel'].astype(tokens.dtype)
+    return jax.lax.stop_gradient(tokens.astype(jnp.float32))
+
+
+def resample_tokens(tokens, grid_from, grid_to):
+    """Tokens [B,h*w,D] of one grid (h,w) on another, bilinear (averaging where it gets coarser)."""
+    if tuple(grid_from) == tuple(grid_to):
+        return tokens
+    batch, _, width = tokens.shape
+    field = tokens.reshape(batch, *grid_from, width)
+    field = jax.image.resize(field, (batch, *grid_to, width), 'linear', antialias=True)
+    return field.reshape(batch, -1, width)
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """A frozen network with its own input: normalisation, size and layer belong to it.
+
+    `normalization`: 'own' feeds the teacher what it was trained on, images normalised by its `mean`
+    and `std`; it is the default because any other input is an error in the teacher's eyes.
+    'student' feeds it the student's normalised tensor, which is what the released code of Dynamic
+    Token Morphing does with CLIP.
+    """
+
+    weights: str | None = None  # a file of mim_jax.weights, or a work directory
+    model: ViT = ViT()
+    layer: int | None = None  # tokens after that many blocks; None: the model's output
+    projection: int | None = None  # width of a linear map on the output (CLIP's image projection)
+    normalization: str = 'own'
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    input_size: tuple[int, ...] | None = None  # (height, width); None: the student's
+
+    def __post_init__(self):
+        if self.normalization not in ('own', 'student'):
+            raise ValueError(f'normalization is {self.normalization!r}, allowed: own, student')
+        if self.layer is not None and not 1 <= self.layer <= self.model.depth:
+            raise ValueError(f'layer {self.layer} is not among the blocks 1 to {self.model.depth}')
+        if self.layer is not None and self.projection is not None:
+            raise ValueError('projection applies to the last layer: leave layer unset')
+
+    @property
+    def width(self) -> int:
+        """Width of the tokens that the teacher returns."""
+        return self.model.width if self.projection is None else self.projection
+
+    def init(self, key=None, *, image_shape, where='objective.teacher'):
+        """The parameters, read from `weights`: nested dict of float32 NumPy arrays.
+
+        image_shape: (H,W,C) of the student's images. Raises UserError, naming the config field
+        `where`, for weights that are unset, missing or do not fit. `key` is not used: it is here
+        because every part that owns parameters has it.
+        """
+        del key
+        field = f'config.{where}.weights'
+        made = (
+            f'a safetensors file in mim_jax naming with {self._described()}, or a work directory; '
+            f'`python -m mim_jax.weights random --config=CONFIG --out=FILE` makes one with random '
+            'weights'
+        )
+        if self.weights is None:
+            raise UserError(f'{field} is not set: it names {made}')
+        if not Path(self.weights).exists():
+            raise UserError(f'{field}: {self.weights} does not exist; it names {made}')
+        try:
+            stated, params = native.load_encoder(self.weights)
+        except UserError as error:
+            raise UserError(f'{field}: {error}') from error
+        self._compare(stated, field)
+        if not self.model.mask_token:
+            params.pop('mask_token', None)  # of a masked model's training; a teacher sees no mask
+        if self.projection is None:
+            params.pop('projection', None)
+        expected = jax.eval_shape(
+            lambda: self.init_random(jax.random.key(0), image_shape=image_shape)
+        )
+        native.check_params(params, self._open_tables(expected), what=f'{field}: {self.weights}')
+        return params
+
+    def init_random(self, key, *, image_shape):
+        """Parameters with the names and shapes that `init` reads, drawn at random (jit-able)."""
+        height, width = self.input_size or image_shape[:2]
+        shape = jax.ShapeDtypeStruct((1, height, width, image_shape[2]), jnp.float32)
+        params = dict(self.model.init(jax.random.fold_in(key, 0), shape)['params'])
+        if self.projection is not None:
+            size = (self.model.width, self.projection)
+            kernel = kernel_init(self.model.initialization)(jax.random.fold_in(key, 1), size)
+            params['projection'] = {'kernel': kernel}
+        return params
+
+    def __call__(self, params, images, *, student_normalization=None, student_grid=None):
+        """Target tokens float32 [B,N,width] of images [B,H,W,C] in [0,1]; no gradient.
+
+        student_normalization: (mean, std), needed with normalization='student'. student_grid: (h,w)
+        onto which tokens of another grid are resampled; None leaves them.
+        """
+        if self.input_size is not None and tuple(self.input_size) != images.shape[1:3]:
+            shape = (images.shape[0], *self.input_size, images.shape[3])
+            images = jnp.clip(jax.image.resize(images, shape, 'cubic', antialias=True), 0.0, 1.0)
+        mean, std = self.mean, self.std
+        if self.normalization == 'student':
+            if student_normalization is None:
+                raise ValueError("normalization='student' needs student_normalization")
+            mean, std = student_normalization
+        images = (images - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
+        tokens = network_tokens(params, images, model=self.model, layer=self.layer)
+        if student_grid is not None:
+            grid = patch_grid(images.shape[1:3], self.model.patch_size)
+            tokens = resample_tokens(tokens, grid, student_grid)
+        return tokens
+
+    def _described(self):
+        m = self.model
+        head = '' if self.projection is None else f', projection {self.projection}'
+        return (
+            f'a ViT of width {m.width}, depth {m.depth}, {m.heads} heads, patch '
+            f'{"x".join(map(str, m.patch_size))}{head}'
+        )
+
+    def _compare(self, stated, field):
+        """Refuses weights whose own model fields say another function than `model`."""
+        ours = dataclasses.asdict(self.model)
+        free = ('drop_path', 'mask_token', 'initialization', 'grid', 'scan', 'remat', 'dtype')
+        differ = [
+            f'{name} is {_plain(stated[name])!r} there, {_plain(ours[name])!r} in the config'
+            for name in ours
+            if name in stated and name not in free and _plain(stated[name]) != _plain(ours[name])
+        ]
+        # Whether layer scale exists matters; its initial value does not.
+        if None not in (stated.get('layer_scale'), ours['layer_scale']):
+            differ = [d for d in differ if not d.startswith('layer_scale ')]
+        if differ:
+            raise UserError(f'{field}: {self.weights} is of another model: {"; ".join(differ)}')
+
+    def _open_tables(self, expected):
+        """Leaves the size of position tables to the file, unless the config states their grid."""
+        if self.model.grid is not None:
+            return expected
+        flat = native.flatten(expected)
+        for name, value in flat.items():
+            if name.endswith('position/patches'):
+                shape = list(value.shape)
+                shape[-3:-1] = None, None
+                flat[name] = _Shape(tuple(shape))
+        return native.unflatten(flat)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shape:
+    shape: tuple
+
+
+def _plain(value):
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,1 @@
+"""Weights in files: our own naming as safetensors (`native`)."""

@@ -1,0 +1,166 @@
+"""Our own weight files: safetensors whose names are parameter paths joined with '/'."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax import traverse_util
+
+from mim_jax.errors import UserError
+
+FORMAT = 'mim_jax'
+LISTED = 5  # names in an error message
+
+
+def save(path, params, *, metadata=None, dtype='float32'):
+    """Writes nested `params` to `path`, whole or not at all (a temporary file, then a rename).
+
+    Floating-point arrays are stored in `dtype` ('float32' or 'float16'); `metadata` maps str to
+    str. Raises UserError where a value does not fit float16.
+    """
+    tensors = {}
+    for name, value in flatten(params).items():
+        array = np.asarray(value)
+        if jax.dtypes.issubdtype(array.dtype, np.floating):
+            wide = array.astype(np.float32)
+            array = wide.astype(dtype)
+            if dtype == 'float16' and not np.array_equal(np.isfinite(wide), np.isfinite(array)):
+                raise UserError(f'{name} has values beyond float16: export with --dtype=float32')
+        tensors[name] = np.ascontiguousarray(array)
+    data = safetensors.numpy.save(tensors, metadata={'format': FORMAT, **(metadata or {})})
+    write_whole(path, data)
+
+
+def write_whole(path, data):
+    """Writes bytes to `path`; a reader sees the old file or the new one, never a part."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+    try:
+        with os.fdopen(handle, 'wb') as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def read_tensors(path):
+    """All tensors of a safetensors file as NumPy arrays by name, and its metadata (str to str).
+
+    float16 and bfloat16 become float32. Raises UserError for a missing or unreadable file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        what = 'is a directory, not a file' if path.is_dir() else 'does not exist'
+        raise UserError(f'weights file {path} {what}')
+    try:
+        with safetensors.safe_open(path, framework='flax') as file:
+            metadata = file.metadata() or {}
+        tensors = safetensors.numpy.load_file(path)
+    except (safetensors.SafetensorError, OSError, KeyError) as error:
+        raise UserError(
+            f'weights file {path} cannot be read as safetensors ({error}): '
+            'it is truncated or of another format'
+        ) from error
+    return {name: _widened(array) for name, array in tensors.items()}, metadata
+
+
+def _widened(array):
+    small = jax.dtypes.issubdtype(array.dtype, np.floating) and array.dtype.itemsize < 4
+    return array.astype(np.float32) if small else array
+
+
+def load(path):
+    """(params, metadata) of a file that `save` wrote; arrays are float32 NumPy.
+
+    Raises UserError for a missing, truncated or foreign file.
+    """
+    tensors, metadata = read_tensors(path)
+    if metadata.get('format') != FORMAT:
+        names = ', '.join(sorted(tensors)[:LISTED])
+        raise UserError(
+            f'weights file {path} is not in mim_jax naming (its metadata lacks format={FORMAT}; '
+            f'it holds {names}, …): a file of `python -m mim_jax.weights` is expected'
+        )
+    return unflatten(tensors), metadata
+
+
+def load_encoder(path):
+    """(model fields, params) of an encoder: from a file of ours or a run's work directory.
+
+    Model fields are those of `mim_jax.models.ViT` as a dict (empty where the file does not state
+    them); params are the ViT's, with projection/kernel [D,P] beside them where the file has one.
+    """
+    if Path(path).is_dir():
+        from mim_jax import checkpoints  # heavy: Orbax
+
+        return checkpoints.load_encoder(path)
+    params, metadata = load(path)
+    return json.loads(metadata.get('model', '{}')), params
+
+
+def encoder_metadata(model, **extra):
+    """Metadata for `save` that `load_encoder` reads back; `model` is a ViT, `extra` str values."""
+    return {'model': json.dumps(dataclasses.asdict(model)), **extra}
+
+
+def flatten(params):
+    """Nested dicts as one dict with names joined by '/'."""
+    return traverse_util.flatten_dict(params, sep='/')
+
+
+def unflatten(tensors):
+    """The inverse of `flatten`."""
+    return traverse_util.unflatten_dict(tensors, sep='/')
+
+
+def check_params(params, expected, *, what):
+    """Raises UserError, listing names, unless `params` has the names and shapes of `expected`.
+
+    `expected` holds arrays or ShapeDtypeStructs; a size of None in a shape accepts any.
+    """
+    have = {name: tuple(value.shape) for name, value in flatten(params).items()}
+    want = {name: tuple(value.shape) for name, value in flatten(expected).items()}
+    missing = [name for name in want if name not in have]
+    unexpected = [name for name in have if name not in want]
+    shapes = [
+        f'{name} {have[name]} instead of {want[name]}'
+        for name in want
+        if name in have and not _fits(have[name], want[name])
+    ]
+    problems = [
+        f'{kind}: {_some(names)}'
+        for kind, names in (
+            ('missing', missing),
+            ('unexpected', unexpected),
+            ('wrong shape', shapes),
+        )
+        if names
+    ]
+    if problems:
+        raise UserError(f'{what} does not fit the model; {"; ".join(problems)}')
+
+
+def _fits(have, want):
+    return len(have) == len(want) and all(
+        n is None or m == n for m, n in zip(have, want, strict=True)
+    )
+
+
+def _some(names):
+    more = len(names) - LISTED
+    return ', '.join(names[:LISTED]) + (f' and {more} more' if more > 0 else '')
