@@ -16,7 +16,7 @@ _GREY = {
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }
 _COLOR = {
-    1: cv2.IMREAD_COLOR_RGB,
+    1: cv2.IMREAD_COLOR_BGR,
     2: cv2.IMREAD_REDUCED_COLOR_2,
     4: cv2.IMREAD_REDUCED_COLOR_4,
     8: cv2.IMREAD_REDUCED_COLOR_8,
@@ -83,6 +83,4 @@ def decode(data, *, channels, reduction=1):
         raise CorruptImage('no readable image')
     if image.ndim == 2:
         return image[:, :, None]
-    if reduction > 1:  # OpenCV has no reduced flags with RGB order
-        cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
-    return image
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)

@@ -37,11 +37,11 @@ def centre_box(*, height, width, size, share):
     """The centred box of `size`'s aspect ratio with `share` of the largest such box's sides.
 
     Returns:
-      (top, left, height, width), fractions of pixels where they arise.
+      (top, left, height, width) in whole pixels.
     """
     step = share * min(height / size[0], width / size[1])
-    h, w = step * size[0], step * size[1]
-    return (height - h) / 2, (width - w) / 2, h, w
+    h, w = max(1, round(step * size[0])), max(1, round(step * size[1]))
+    return (height - h) // 2, (width - w) // 2, h, w
 
 
 def view(element, choose_box, *, size, channels, interpolation):
