@@ -1,12 +1,18 @@
 """What is predicted: pixels, oriented gradients, features of a frozen or averaged network."""
 
+from mim_jax.targets.base import Target
 from mim_jax.targets.hog import HOG
-from mim_jax.targets.network import Teacher, network_tokens, resample_tokens
+from mim_jax.targets.network import EMA, Teacher, network_tokens, resample_tokens
 from mim_jax.targets.pixels import Pixels, denormalize_patches, normalize_patches
 
+TARGETS = {'pixels': Pixels, 'hog': HOG, 'teacher': Teacher, 'ema': EMA}
+
 __all__ = [
+    'EMA',
     'HOG',
+    'TARGETS',
     'Pixels',
+    'Target',
     'Teacher',
     'denormalize_patches',
     'network_tokens',

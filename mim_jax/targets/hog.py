@@ -8,10 +8,11 @@ import jax.numpy as jnp
 
 from mim_jax.errors import UserError
 from mim_jax.models.patches import patch_grid
+from mim_jax.targets.base import Target
 
 
 @dataclasses.dataclass(frozen=True)
-class HOG:
+class HOG(Target):
     """Histograms of gradient directions in the cells of every patch, per colour channel.
 
     1. Central differences I[i+1] - I[i-1] along rows and columns, zero in the image's outermost
@@ -29,7 +30,10 @@ class HOG:
     normalize: bool = True
     eps: float = 1e-5  # added to the variance
 
-    def __call__(self, images, *, patch_size):
+    def __call__(self, images, *, inputs, encoder, variables):
+        return self.histograms(images, patch_size=encoder.patch_size)
+
+    def histograms(self, images, *, patch_size):
         """Images [B,H,W,C] in [0,1] to float32 [B,N,rows*columns*C*bins], flattened in that order.
 
         Raises UserError where a patch is not a whole number of cells.
@@ -37,8 +41,8 @@ class HOG:
         (p, q), (rows, columns) = patch_size, self.cells
         if p % rows or q % columns:
             raise UserError(
-                f'HOG: a patch of {p}x{q} pixels is not a whole number of {rows}x{columns} cells; '
-                'change cells of the target or model.patch_size'
+                f'target hog: a patch of {p}x{q} pixels is not a whole number of {rows}x{columns} '
+                'cells; change cells of the target or model.patch_size'
             )
         h, w = patch_grid(images.shape[1:3], patch_size)
         batch, _, _, channels = images.shape

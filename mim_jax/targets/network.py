@@ -10,6 +10,7 @@ from mim_jax.errors import UserError
 from mim_jax.models.initializers import kernel_init
 from mim_jax.models.patches import patch_grid
 from mim_jax.models.vit import ViT
+from mim_jax.targets.base import Target
 from mim_jax.weights import native
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -46,7 +47,25 @@ def resample_tokens(tokens, grid_from, grid_to):
 
 
 @dataclasses.dataclass(frozen=True)
-class Teacher:
+class EMA(Target):
+    """Features of the average of the student's own parameters, on the student's whole images.
+
+    layer: tokens after that many blocks; None: the encoder's output.
+    """
+
+    layer: int | None = None
+
+    @property
+    def needs_ema(self) -> bool:
+        return True
+
+    def __call__(self, images, *, inputs, encoder, variables):
+        params = variables['ema']['encoder']
+        return network_tokens(params, inputs.normalize(images), model=encoder, layer=self.layer)
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher(Target):
     """A frozen network with its own input: normalisation, size and layer belong to it.
 
     `normalization`: 'own' feeds the teacher what it was trained on, images normalised by its `mean`
@@ -77,14 +96,23 @@ class Teacher:
         """Width of the tokens that the teacher returns."""
         return self.model.width if self.projection is None else self.projection
 
-    def init(self, key=None, *, image_shape, where='objective.teacher'):
-        """The parameters, read from `weights`: nested dict of float32 NumPy arrays.
+    def init(self, key, inputs):
+        """Parameters drawn at random, with the names and shapes of those in `weights`."""
+        height, width = self.input_size or inputs.image_size
+        shape = jax.ShapeDtypeStruct((1, height, width, inputs.channels), jnp.float32)
+        params = dict(self.model.init(jax.random.fold_in(key, 0), shape)['params'])
+        if self.projection is not None:
+            size = (self.model.width, self.projection)
+            kernel = kernel_init(self.model.initialization)(jax.random.fold_in(key, 1), size)
+            params['projection'] = {'kernel': kernel}
+        return params
 
-        image_shape: (H,W,C) of the student's images. Raises UserError, naming the config field
-        `where`, for weights that are unset, missing or do not fit. `key` is not used: it is here
-        because every part that owns parameters has it.
+    def load(self, inputs, *, where='objective.target'):
+        """The parameters read from `weights`, nested dict of float32 NumPy arrays.
+
+        Raises UserError, naming the config field `where`.weights, for weights that are unset,
+        missing or do not fit.
         """
-        del key
         field = f'config.{where}.weights'
         made = (
             f'a safetensors file in mim_jax naming with {self._described()}, or a work directory; '
@@ -104,24 +132,19 @@ class Teacher:
             params.pop('mask_token', None)  # of a masked model's training; a teacher sees no mask
         if self.projection is None:
             params.pop('projection', None)
-        expected = jax.eval_shape(
-            lambda: self.init_random(jax.random.key(0), image_shape=image_shape)
-        )
+        expected = jax.eval_shape(lambda: self.init(jax.random.key(0), inputs))
         native.check_params(params, self._open_tables(expected), what=f'{field}: {self.weights}')
         return params
 
-    def init_random(self, key, *, image_shape):
-        """Parameters with the names and shapes that `init` reads, drawn at random (jit-able)."""
-        height, width = self.input_size or image_shape[:2]
-        shape = jax.ShapeDtypeStruct((1, height, width, image_shape[2]), jnp.float32)
-        params = dict(self.model.init(jax.random.fold_in(key, 0), shape)['params'])
-        if self.projection is not None:
-            size = (self.model.width, self.projection)
-            kernel = kernel_init(self.model.initialization)(jax.random.fold_in(key, 1), size)
-            params['projection'] = {'kernel': kernel}
-        return params
+    def __call__(self, images, *, inputs, encoder, variables):
+        return self.tokens(
+            variables['teacher'],
+            images,
+            student_normalization=(inputs.mean, inputs.std),
+            student_grid=patch_grid(images.shape[1:3], encoder.patch_size),
+        )
 
-    def __call__(self, params, images, *, student_normalization=None, student_grid=None):
+    def tokens(self, params, images, *, student_normalization=None, student_grid=None):
         """Target tokens float32 [B,N,width] of images [B,H,W,C] in [0,1]; no gradient.
 
         student_normalization: (mean, std), needed with normalization='student'. student_grid: (h,w)

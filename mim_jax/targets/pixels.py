@@ -4,9 +4,8 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from mim_jax.models.patches import patchify, unpatchify
-
-__all__ = ['Pixels', 'denormalize_patches', 'normalize_patches', 'patchify', 'unpatchify']
+from mim_jax.models.patches import patch_grid, patchify, unpatchify
+from mim_jax.targets.base import Target
 
 VARIANCE_EPS = 1e-6
 
@@ -31,21 +30,28 @@ def denormalize_patches(values, *, like):
 
 
 @dataclasses.dataclass(frozen=True)
-class Pixels:
-    """The images' own patches: float32 [B,N,p*q*C], flattened as (row, column, channel)."""
+class Pixels(Target):
+    """The patches of the images as the student sees them, flattened as (row, column, channel).
 
-    normalize: bool = True  # per patch (MAE's recommended form); False: the given images' values
+    normalize: each patch by its own mean and deviation (MAE's recommended form); False leaves the
+    student's normalisation (SimMIM).
+    """
 
-    def __call__(self, images, *, patch_size):
-        """Targets of images [B,H,W,C], normalised or not as the caller chooses."""
-        patches = patchify(images.astype(jnp.float32), patch_size=patch_size)
-        return normalize_patches(patches) if self.normalize else patches
+    normalize: bool = False
 
-    def to_images(self, prediction, *, images, patch_size):
-        """Predictions [B,N,p*q*C] as images like `images` [B,H,W,C], for pictures."""
-        (h, w), (p, q) = images.shape[1:3], patch_size
+    def __call__(self, images, *, inputs, encoder, variables):
+        patches = patchify(inputs.normalize(images), patch_size=encoder.patch_size)
+        return normalize_patches(patches) if self.normalize else patches.astype(jnp.float32)
+
+    def to_images(self, prediction, images, *, inputs, encoder):
+        """Predictions [B,N,p*q*C] as images in about [0, 1].
+
+        With `normalize` the mean and deviation that the prediction lacks are those of the true
+        patches of `images` [B,H,W,C] in [0, 1].
+        """
+        size = encoder.patch_size
         if self.normalize:
-            prediction = denormalize_patches(
-                prediction, like=patchify(images, patch_size=patch_size)
-            )
-        return unpatchify(prediction, grid=(h // p, w // q), patch_size=patch_size)
+            truth = patchify(inputs.normalize(images), patch_size=size)
+            prediction = denormalize_patches(prediction, like=truth)
+        grid = patch_grid(images.shape[1:3], size)
+        return inputs.denormalize(unpatchify(prediction, grid=grid, patch_size=size))
