@@ -1,0 +1,130 @@
+"""Draws what a run has learnt: `python -m mim_jax.visualize --workdir=DIR`.
+
+Writes PNG sheets of masks, reconstructions, morphing groups and features: of images of the run's
+evaluation split into WORKDIR/pictures, of files given by --images into WORKDIR/pictures/images.
+"""
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from mim_jax.errors import UserError
+from mim_jax.visualize import draw, write
+
+MAX_IMAGES = 64
+
+
+class Files:
+    """A data source of image files without labels."""
+
+    num_classes = None
+
+    def __init__(self, paths: list[Path]):
+        self._paths = paths
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> dict:
+        return {'image': self._paths[index].read_bytes()}
+
+    def describe(self, index: int) -> str:
+        return str(self._paths[index])
+
+
+def find_images(names: list[str]) -> list[Path]:
+    """The files named, and those below the folders named, in order.
+
+    Raises UserError for a name that is not there, or a folder without images.
+    """
+    from mim_jax.data.folder import SUFFIXES
+
+    paths = []
+    for name in names:
+        path = Path(name)
+        if not path.exists():
+            raise UserError(f'--images={name}: there is no such file or folder.')
+        found = [path]
+        if path.is_dir():
+            found = sorted(p for p in path.rglob('*') if p.suffix.lower() in SUFFIXES)
+        if not found:
+            endings = ', '.join(SUFFIXES)
+            raise UserError(f'--images={name}: the folder holds no images ({endings}).')
+        paths += found
+    return paths
+
+
+def load_images(config, *, names: list[str], num: int) -> np.ndarray:
+    """uint8 [num,H,W,C], evenly spaced over the files `names`, or over the run's evaluation split
+    where there are none; `config` is a DataConfig.
+
+    Raises UserError where there is nothing to read.
+    """
+    from mim_jax import data
+    from mim_jax.evaluators import EvenlySpaced
+
+    if names:
+        source = Files(find_images(names))
+        # Photos of any size and shape, whatever the run was fed with.
+        crop = dataclasses.replace(config.crop, mode='resize')
+        config = dataclasses.replace(config, crop=crop, max_corrupt_share=1.0)
+    else:
+        source = data.make_source(config, split=config.eval_split or config.split)
+    source = EvenlySpaced(source, num)
+    if not len(source):
+        raise UserError('There are no images to draw: is the split empty?')
+    config = dataclasses.replace(config, workers=0, masks=False)
+    (batch,) = data.eval_batches(source, config, batch_size=len(source))
+    if not batch['valid'].any():
+        raise UserError(f'None of the images can be read (the first: {source.describe(0)}).')
+    return batch['images'][batch['valid']]
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog='python -m mim_jax.visualize', description=__doc__.split('\n\n')[0]
+    )
+    parser.add_argument('--workdir', required=True, help='work directory of the run')
+    parser.add_argument('--images', nargs='+', default=[], help='image files or folders of them')
+    parser.add_argument('--num', type=int, default=8, help='how many images (default 8)')
+    parser.add_argument('--step', type=int, help='checkpoint to draw (default: the newest)')
+    parser.add_argument('--out', help='folder for the pictures (default: in WORKDIR/pictures)')
+    arguments = parser.parse_args(argv)
+    if not 1 <= arguments.num <= MAX_IMAGES:
+        parser.error(f'--num={arguments.num}: give 1 to {MAX_IMAGES}.')
+    return arguments
+
+
+def main(argv: list[str] | None = None) -> list[Path]:
+    """Runs the command line and returns the files written."""
+    arguments = parse(argv)
+    from mim_jax.work_directory import restore_run
+
+    program, variables, step = restore_run(arguments.workdir, step=arguments.step)
+    images = load_images(program.run.data, names=arguments.images, num=arguments.num)
+    sheets = draw(
+        program.objective,
+        variables,
+        images,
+        step=step,
+        seed=program.run.seed,
+        mesh=program.mesh,
+    )
+    folder = Path(arguments.workdir) / 'pictures'
+    if arguments.images:
+        folder /= 'images'  # beside the run's own pictures of the same step
+    paths = write(arguments.out or folder, sheets, step=step)
+    for path in paths:
+        print(path)
+    return paths
+
+
+if __name__ == '__main__':
+    try:
+        main()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,84 @@
+"""From an objective and its variables to pictures, and from pictures to files."""
+
+import dataclasses
+import functools
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mim_jax import keys
+from mim_jax.errors import UserError
+from mim_jax.visualize.pictures import render
+
+
+def draw(
+    objective: Any,
+    variables: dict[str, Any],
+    images: np.ndarray,
+    *,
+    step: int = 0,
+    seed: int = 0,
+    mesh: jax.sharding.Mesh | None = None,
+) -> dict[str, np.ndarray]:
+    """Named uint8 [H',W',3] sheets of what an objective does to host images uint8 [B,H,W,C].
+
+    All that is random is drawn from `seed` alone, so that sheets of different steps show the same
+    masks on a network that changes. `mesh` is where the variables live; with several processes all
+    of them must call, with the same images, and all get the sheets. Calls for one objective and
+    images of one shape compile once.
+    """
+    inputs = images, jax.random.key(seed), np.int32(step)
+    if mesh is not None:
+        inputs = jax.device_put(inputs, _replicated(mesh))
+    seen = jax.device_get(_see(variables, *inputs, objective=objective, mesh=mesh))
+    seen['group_titles'] = seen['group_titles'].texts
+    return render(seen, images, grid=objective.grid)
+
+
+def write(folder: str | os.PathLike, sheets: dict[str, np.ndarray], *, step: int) -> list[Path]:
+    """Writes every sheet as FOLDER/NAME_STEP.png (six digits) and returns the paths.
+
+    Raises UserError where that is not possible.
+    """
+    import cv2
+
+    folder = Path(folder)
+    paths = []
+    for name, sheet in sheets.items():
+        path = folder / f'{name}_{step:06d}.png'
+        data = cv2.imencode('.png', sheet[..., ::-1])[1]
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data.tobytes())
+        except OSError as error:
+            raise UserError(f'{path} cannot be written: {error.strerror}.') from error
+        paths.append(path)
+    return paths
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class _Texts:
+    """Texts that come out of a compiled function."""
+
+    texts: tuple[str, ...]
+
+
+@functools.partial(jax.jit, static_argnames=('objective', 'mesh'))
+def _see(variables, images, key, step, *, objective, mesh):
+    images = images.astype(jnp.float32) / 255
+    batch = {'images': images, 'keys': keys.per_example(key, len(images))}
+    seen = dict(objective.pictures(variables, batch, key, step))
+    titles = _Texts(tuple(seen.pop('group_titles', ())))
+    seen['features'] = objective.features(variables, images).tokens.astype(jnp.float32)
+    if mesh is not None:
+        seen = jax.lax.with_sharding_constraint(seen, _replicated(mesh))
+    return {**seen, 'group_titles': titles}
+
+
+def _replicated(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())

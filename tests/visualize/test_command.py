@@ -1,0 +1,100 @@
+import dataclasses
+import sys
+import types
+
+import cv2
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mim_jax.data import DataConfig
+from mim_jax.errors import UserError
+from mim_jax.visualize import __main__ as command
+
+
+@dataclasses.dataclass(frozen=True)
+class Hidden:
+    grid: tuple[int, int] = (4, 4)
+
+    def pictures(self, variables, batch, key, step):
+        return {'mask': jnp.zeros((len(batch['images']), 16), bool)}
+
+    def features(self, variables, images):
+        return types.SimpleNamespace(tokens=images.reshape(len(images), 16, -1))
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """A restored run of step 7, of the embedded scenes."""
+    data = DataConfig(image_size=(32, 32))
+    program = types.SimpleNamespace(
+        run=types.SimpleNamespace(data=data, seed=0), objective=Hidden(), mesh=None
+    )
+    steps = []
+
+    def restore_run(workdir, *, step=None):
+        steps.append(step)
+        return program, {}, 7
+
+    module = types.SimpleNamespace(restore_run=restore_run)
+    monkeypatch.setitem(sys.modules, 'mim_jax.work_directory', module)
+    return steps
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / 'photos' / 'deep'
+    folder.mkdir(parents=True)
+    for i, size in enumerate([(60, 40), (33, 90), (32, 32)]):
+        cv2.imwrite(str(folder / f'{i}.jpg'), np.full((*size, 3), 60 * i + 60, np.uint8))
+    (folder / 'notes.txt').write_text('no image')
+    return tmp_path / 'photos'
+
+
+def test_photos_of_any_size(run, photos, tmp_path, capsys):
+    paths = command.main([f'--workdir={tmp_path}', f'--images={photos}', '--num=8', '--step=7'])
+    assert [p.name for p in paths] == ['mask_000007.png', 'features_000007.png']
+    assert capsys.readouterr().out.split() == [str(p) for p in paths]
+    assert paths[0].parent == tmp_path / 'pictures' / 'images' and run == [7]
+    height = 3 * (32 * 7 + 5) + 5
+    assert height + 15 < cv2.imread(str(paths[0])).shape[0] < height + 60  # three rows and titles
+
+
+def test_pictures_of_the_run(run, tmp_path):
+    paths = command.main([f'--workdir={tmp_path}', '--num=2'])
+    assert {p.parent for p in paths} == {tmp_path / 'pictures'} and run == [None]
+
+
+def test_num_and_out(run, photos, tmp_path):
+    command.main(
+        [f'--workdir={tmp_path}', f'--images={photos}', '--num=1', f'--out={tmp_path / "here"}']
+    )
+    assert cv2.imread(str(tmp_path / 'here' / 'mask_000007.png')).shape[0] < 2 * 32 * 7
+    assert not (tmp_path / 'pictures').exists()
+
+
+def test_evaluation_split_by_default():
+    config = DataConfig(image_size=(32, 40))
+    images = command.load_images(config, names=[], num=2)
+    assert images.shape == (2, 32, 40, 3) and images.dtype == np.uint8
+
+
+def test_bad_files_are_user_errors(run, photos, tmp_path):
+    config = DataConfig(image_size=(32, 32))
+    with pytest.raises(UserError, match='no such file'):
+        command.load_images(config, names=[str(tmp_path / 'nothing')], num=2)
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(UserError, match='no images'):
+        command.load_images(config, names=[str(tmp_path / 'empty')], num=2)
+    broken = tmp_path / 'broken.jpg'
+    broken.write_bytes(b'not a photo')
+    with pytest.raises(UserError, match='can be read'):
+        command.load_images(config, names=[str(broken)], num=2)
+    good = photos / 'deep' / '1.jpg'
+    assert len(command.load_images(config, names=[str(broken), str(good)], num=2)) == 1
+
+
+def test_num_is_limited(capsys):
+    with pytest.raises(SystemExit):
+        command.main(['--workdir=x', '--num=0'])
+    assert '--num' in capsys.readouterr().err

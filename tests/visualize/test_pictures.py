@@ -1,0 +1,179 @@
+import numpy as np
+import pytest
+
+from mim_jax.visualize import pictures
+
+GRID = (2, 3)  # not square, so that a swap of rows and columns shows
+
+
+def make_images(count=2, *, height=8, width=12, channels=3, seed=0):
+    return np.random.default_rng(seed).random((count, height, width, channels), np.float32)
+
+
+def patch(image, index, *, grid=GRID):
+    """The pixels of one patch, cut out by hand."""
+    height, width = image.shape[0] // grid[0], image.shape[1] // grid[1]
+    row, column = divmod(index, grid[1])
+    return image[row * height : (row + 1) * height, column * width : (column + 1) * width]
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_hidden_patches_have_the_grey_and_others_the_photo(channels):
+    images = make_images(channels=channels)
+    mask = np.array([[1, 0, 0, 0, 1, 1], [0, 1, 0, 0, 0, 0]], bool)
+    shown = pictures.hide(images, mask, grid=GRID)
+    assert shown.shape == (2, 8, 12, 3)
+    for b in range(2):
+        for n in range(6):
+            expected = pictures.HIDDEN if mask[b, n] else patch(images[b], n)
+            np.testing.assert_allclose(
+                patch(shown[b], n), np.broadcast_to(expected, (4, 4, 3)), atol=1e-6
+            )
+
+
+def test_composite_takes_hidden_patches_from_the_reconstruction():
+    images, reconstruction = make_images(seed=0), make_images(seed=1)
+    mask = np.array([[1, 0, 0, 0, 1, 1], [0, 1, 0, 0, 0, 0]], bool)
+    shown = pictures.composite(images, reconstruction, mask, grid=GRID)
+    for b in range(2):
+        for n in range(6):
+            source = reconstruction if mask[b, n] else images
+            np.testing.assert_array_equal(patch(shown[b], n), patch(source[b], n))
+
+
+def test_uint8_and_float_images_look_the_same():
+    images = np.random.default_rng(0).integers(0, 256, (1, 4, 4, 3), dtype=np.uint8)
+    np.testing.assert_allclose(pictures.to_rgb(images), images / 255, atol=1e-6)
+    np.testing.assert_allclose(pictures.to_rgb(images / 255), images / 255, atol=1e-6)
+
+
+def test_a_grid_that_does_not_fit_is_an_error():
+    with pytest.raises(ValueError, match='do not fit'):
+        pictures.hide(make_images(), np.zeros((2, 6), bool), grid=(3, 3))
+    with pytest.raises(ValueError, match='do not fit'):
+        pictures.hide(make_images(), np.zeros((2, 15), bool), grid=(3, 5))
+
+
+def test_single_patches_stay_the_plain_photo():
+    images = make_images()
+    alone = np.tile(np.arange(6), (2, 1))
+    shown = pictures.paint_groups(images, alone, grid=GRID, scale=3)
+    np.testing.assert_array_equal(shown, images.repeat(3, axis=1).repeat(3, axis=2))
+
+
+def test_every_merged_group_has_one_colour_of_its_own():
+    scale, opacity = 10, pictures.OPACITY
+    images = make_images(1)
+    groups = np.array([[0, 0, 1, 2, 1, 3]])  # two pairs, one of them not contiguous; two singles
+    shown = pictures.paint_groups(images, groups, grid=GRID, scale=scale)[0]
+    photo = images[0].repeat(scale, axis=0).repeat(scale, axis=1)
+    tint = (shown - (1 - opacity) * photo) / opacity
+    inner = (slice(5, -5), slice(5, -5))  # away from the borders
+    colors = []
+    for group in (0, 1):
+        members = [patch(tint, n)[inner].reshape(-1, 3) for n in np.flatnonzero(groups == group)]
+        assert np.ptp(np.concatenate(members), axis=0).max() < 1e-4
+        colors.append(members[0][0])
+    assert np.abs(colors[0] - colors[1]).max() > 0.1
+    for single in (3, 5):
+        np.testing.assert_array_equal(patch(shown, single)[inner], patch(photo, single)[inner])
+
+
+def test_borders_run_between_groups_and_not_inside_them():
+    images = np.full((1, 8, 12, 3), 0.2, np.float32)
+    groups = np.array([[0, 0, 1, 0, 0, 2]])  # a 2x2 group beside two single patches
+    shown = pictures.paint_groups(images, groups, grid=GRID, scale=10)[0]
+    white = (shown == 1).all(axis=-1)
+    rows, columns = np.nonzero(white)
+    assert set(columns) <= {79, 80} and len(set(columns)) >= 1  # 2 patches of 4 pixels times 10
+    assert set(rows) == set(range(80))  # from top to bottom; none between the single patches
+
+
+def test_a_group_keeps_its_colour_while_others_merge():
+    images = make_images(1)
+    few = pictures.paint_groups(images, np.array([[0, 0, 1, 2, 3, 4]]), grid=GRID, scale=10)[0]
+    more = pictures.paint_groups(images, np.array([[2, 2, 0, 1, 1, 0]]), grid=GRID, scale=10)[0]
+    inner = (slice(5, -5), slice(5, -5))
+    np.testing.assert_array_equal(patch(few, 0)[inner], patch(more, 0)[inner])
+
+
+def test_pca_colors_tell_clusters_apart():
+    generator = np.random.default_rng(0)
+    centres = generator.normal(size=(3, 16)) * 5
+    assigned = generator.integers(3, size=(4, 10))
+    tokens = centres[assigned] + 0.01 * generator.normal(size=(4, 10, 16))
+    colors = pictures.pca_colors(tokens.astype(np.float32))
+    assert colors.shape == (4, 10, 3) and colors.min() >= 0 and colors.max() <= 1
+    means = [colors[assigned == c][:, :2].mean(axis=0) for c in range(3)]
+    for c in range(3):
+        spread = np.abs(colors[assigned == c][:, :2] - means[c]).max()
+        others = min(np.abs(means[c] - means[d]).max() for d in range(3) if d != c)
+        assert spread < 0.1 * others
+    np.testing.assert_array_equal(colors, pictures.pca_colors(tokens.astype(np.float32)))
+
+
+def test_pca_colors_of_few_components_and_of_equal_tokens():
+    assert pictures.pca_colors(np.random.default_rng(0).normal(size=(2, 4, 2))).shape == (2, 4, 3)
+    assert np.isfinite(pictures.pca_colors(np.ones((2, 4, 8)))).all()
+
+
+def test_sheet_has_rows_of_images_under_titles():
+    small = make_images(3, height=32, width=48)
+    sheet = pictures.sheet([small, small * 0], titles=['input', 'nothing'])
+    assert sheet.dtype == np.uint8 and sheet.shape[-1] == 3
+    height, width = 32 * 7, 48 * 7  # enlarged by 224 / 32
+    gap = width // 40
+    assert sheet.shape[1] == 2 * (width + gap) + gap
+    header = sheet.shape[0] - (3 * (height + gap) + gap)
+    assert 15 < header < 60
+    for half in (sheet[:header, : width + gap], sheet[:header, width + gap :]):
+        assert half.min() < 100 and half.max() == 255  # dark letters on white
+    for row in range(3):
+        top = header + gap + row * (height + gap)
+        panel = sheet[top : top + height, gap : gap + width]
+        expected = np.round(small[row] * 255).repeat(7, axis=0).repeat(7, axis=1)
+        np.testing.assert_array_equal(panel, expected)
+        assert not sheet[top : top + height, 2 * gap + width : -gap].any()
+
+
+def test_long_titles_are_wrapped_inside_their_column():
+    panel = make_images(1, height=16, width=16)
+    title = '98 of 196 groups left after seven merging steps'
+    sheet = pictures.sheet([panel, panel], titles=[title, title])
+    header = sheet[: -(16 * 14 + 2 * 5), :, 0]
+    assert (header[:, :3] == 255).all() and (header[:, -3:] == 255).all()
+    middle = header.shape[1] // 2
+    assert (header[:, middle - 2 : middle + 2] == 255).all()
+
+
+@pytest.mark.parametrize(
+    'keys, expected',
+    [
+        ((), set()),
+        (('mask',), {'mask'}),
+        (('reconstruction',), {'reconstruction'}),
+        (('mask', 'reconstruction'), {'reconstruction'}),
+        (('mask', 'groups'), {'groups'}),
+        (
+            ('mask', 'reconstruction', 'groups', 'features'),
+            {'reconstruction', 'groups', 'features'},
+        ),
+    ],
+)
+def test_render_draws_whatever_there_is(keys, expected):
+    images = (make_images(2) * 255).astype(np.uint8)
+    everything = {
+        'mask': np.zeros((2, 6), bool),
+        'reconstruction': make_images(2, seed=1),
+        'groups': np.zeros((3, 2, 6), np.int32),
+        'features': make_images(2, height=6, width=5)[..., 0],
+    }
+    sheets = pictures.render({key: everything[key] for key in keys}, images, grid=GRID)
+    assert set(sheets) == expected
+    for sheet in sheets.values():
+        assert sheet.dtype == np.uint8 and sheet.ndim == 3 and sheet.shape[-1] == 3
+    if 'groups' in sheets:
+        panel = 12 * round(224 / 8)
+        gap = panel // 40
+        # The input, what is hidden, and 3 schedules.
+        assert sheets['groups'].shape[1] == 5 * (panel + gap) + gap
