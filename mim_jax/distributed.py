@@ -67,6 +67,11 @@ def initialize(*, timeout_seconds: int = 300) -> None:
         ) from error
 
 
+def is_main() -> bool:
+    """Whether this is process 0: the one that prints, and writes what is written once."""
+    return jax.process_index() == 0
+
+
 class StopSignal:
     """Whether SIGTERM asks the run to stop; every process learns it at the same step.
 
