@@ -1,1 +1,1 @@
-"""Masked image modelling in JAX/Flax: pre-train Vision Transformers by predicting targets at hidden patches."""
+"""Masked image modelling in JAX/Flax, for TPU and GPU."""

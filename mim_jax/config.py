@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import importlib.util
 import math
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -24,11 +25,13 @@ from mim_jax.errors import UserError
 UNITS = ('steps', 'examples', 'epochs', 'percent')
 
 
-def choice(options: Mapping[str, type], default: str) -> Any:
-    """A dataclass field that holds one of `options` (name -> frozen dataclass), `default` unless
-    the config names another.
+def choice(options: Mapping[str, type], default: Any) -> Any:
+    """A dataclass field that holds one of `options` (name -> frozen dataclass).
+
+    `default` is an option's name, or an instance of one where other values than its own are wanted.
     """
-    return dataclasses.field(default_factory=options[default], metadata={'options': options})
+    factory = options[default] if isinstance(default, str) else lambda: default
+    return dataclasses.field(default_factory=factory, metadata={'options': options})
 
 
 def context() -> Any:
@@ -66,7 +69,7 @@ def build(cls: type, section: Mapping, *, path: str) -> Any:
     kinds = {field.name: (field, kind) for field, kind in _fields(cls)}
     for key in section:
         if key not in kinds:
-            raise UserError(_unknown(f'{path}.{key}', key, kinds))
+            raise UserError(unknown(f'{path}.{key}', key, kinds))
     values = {}
     for key, value in section.items():
         field, kind = kinds[key]
@@ -100,7 +103,12 @@ def load(spec: str) -> ConfigDict:
         raise UserError(f'--config={spec}: there is no file {file}; {hint}')
     module_spec = importlib.util.spec_from_file_location(f'config_{path.stem}', path)
     module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
+    # A config may start from its neighbour: `from dtm_vitb import get_config`.
+    sys.path.insert(0, str(path.parent.resolve()))
+    try:
+        module_spec.loader.exec_module(module)
+    finally:
+        sys.path.pop(0)
     if not hasattr(module, 'get_config'):
         raise UserError(f'--config={spec}: {file} has no function get_config().')
     try:
@@ -132,7 +140,7 @@ def override(config: ConfigDict, cls: type, assignments: list[tuple[str, str]]) 
             kind = part_kind
         if options and key == 'name':
             if text not in options:
-                raise UserError(_unknown(f'{path}={text}', text, options, 'option'))
+                raise UserError(unknown(f'{path}={text}', text, options, 'option'))
             if text != section['name']:
                 for old in list(section):
                     del section[old]
@@ -226,10 +234,10 @@ def _find(cls: type, key: str, path: str) -> tuple[dataclasses.Field, Any]:
     for field, kind in _fields(cls):
         if field.name == key:
             return field, kind
-    raise UserError(_unknown(path, key, [field.name for field, _ in _fields(cls)]))
+    raise UserError(unknown(path, key, [field.name for field, _ in _fields(cls)]))
 
 
-def _unknown(path: str, key: str, known: Any, what: str = 'key') -> str:
+def unknown(path: str, key: str, known: Any, what: str = 'key') -> str:
     nearest = difflib.get_close_matches(key, list(known), 1, cutoff=0.5)
     hint = f'did you mean {nearest[0]}?' if nearest else f'the {what}s here are {_listed(known)}.'
     return f'config.{path}: there is no such {what}; {hint}'
@@ -242,7 +250,7 @@ def _listed(names: Any) -> str:
 def _build_option(options: Mapping[str, type], section: Mapping, where: str) -> Any:
     name = section.get('name')
     if name not in options:
-        raise UserError(_unknown(f'{where}.name = {name!r}', str(name), options, 'option'))
+        raise UserError(unknown(f'{where}.name = {name!r}', str(name), options, 'option'))
     return build(options[name], {k: v for k, v in section.items() if k != 'name'}, path=where)
 
 

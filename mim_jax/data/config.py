@@ -82,7 +82,7 @@ class DataConfig:
     dataset: str | None = None
     split: str = 'train'
     eval_split: str | None = 'test'
-    image_size: tuple[int, ...] = (224, 224)
+    image_size: tuple[int, ...] = (48, 48)
     channels: int = 3
     batch_size: int = 128
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)

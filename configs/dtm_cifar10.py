@@ -1,0 +1,54 @@
+"""Dynamic Token Morphing on CIFAR-10 from a teacher of ours: 32x32 images, patches of 4, a small
+ViT.
+
+    python -m mim_jax.main --config=configs/mae_cifar10.py --config.data.path=DIR
+    python -m mim_jax.main --config=configs/dtm_cifar10.py --config.data.path=DIR
+
+The teacher is the work directory of the first command (`runs/mae_cifar10`); with
+`--config.objective.target.weights=RUN` any other run with the same encoder is, a supervised one
+for example.
+"""
+
+from mae_cifar10 import get_config as mae
+
+from mim_jax.experiment import default_config
+
+
+def get_config():
+    config = default_config('dtm')
+    config.data = mae().data
+    config.model.update(
+        patch_size=(4, 4),
+        width=192,
+        depth=12,
+        heads=3,
+        mask_token=True,
+        position='none',
+        relative_position='both',
+        qkv_bias='qv',
+        layer_scale=0.1,
+        drop_path=0.1,
+        initialization='beit',
+    )
+    config.objective.masking.update(num_masked=24, min_block=4)
+    target = config.objective.target
+    target.weights = 'runs/mae_cifar10'
+    target.model.update(patch_size=(4, 4), width=192, depth=12, heads=3)
+    target.mean, target.std = config.data.mean, config.data.std
+    config.data.color_jitter = (0.4, 0.4, 0.4)
+    config.optimizer.update(
+        learning_rate=1.5e-3,
+        scaling='sqrt',
+        reference_batch=2048,
+        end_learning_rate=1e-5,
+        warmup_epochs=5.0,
+        beta2=0.98,
+        weight_decay=0.05,
+        clip_norm=3.0,
+    )
+    config.train.total_epochs = 100.0
+    config.checkpoint.update(every_epochs=5.0, keep=2)
+    config.eval.every_epochs = 10.0
+    config.eval.knn.max_train = 20000
+    config.log.pictures_every_epochs = 20.0
+    return config

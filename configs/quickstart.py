@@ -1,0 +1,53 @@
+"""The quick start: Dynamic Token Morphing from a small frozen teacher on the embedded scenes.
+
+    python -m mim_jax.main --config=configs/quickstart.py
+
+The flagship's own flow at a size for two CPU cores: a pre-trained teacher (quickstart_teacher.py),
+a student with mask tokens and relative positions, morphed targets. The same run without morphing,
+the paper's token-wise baseline:
+
+    python -m mim_jax.main --config=configs/quickstart.py --workdir=runs/quickstart_tokenwise \\
+        --config.objective.morphing.schedule=none
+"""
+
+from quickstart_teacher import get_config as teacher
+
+from mim_jax.experiment import default_config
+
+
+def get_config():
+    config = default_config('dtm')
+    config.data = teacher().data
+    config.data.embedded.num_train = 16384
+    config.model.update(
+        patch_size=(6, 6),
+        width=96,
+        depth=3,
+        heads=3,
+        mask_token=True,
+        position='none',
+        relative_position='both',
+        qkv_bias='qv',
+        layer_scale=0.1,
+        initialization='beit',
+    )
+    config.objective.masking.update(num_masked=24, min_block=4)
+    target = config.objective.target
+    target.weights = 'mim_jax/assets/quickstart_teacher.safetensors'
+    target.model = teacher().model
+    target.mean, target.std = config.data.mean, config.data.std
+    config.optimizer.update(
+        learning_rate=2e-3,
+        scaling='none',
+        end_learning_rate=1e-5,
+        warmup_percent=10.0,
+        beta2=0.98,
+        clip_norm=3.0,
+    )
+    config.train.total_steps = 240
+    config.checkpoint.every_percent = 25.0
+    config.eval.every_percent = 25.0
+    config.eval.knn.update(max_train=4096, max_test=1024)
+    config.log.every_steps = 10
+    config.log.pictures_every_percent = 50.0
+    return config

@@ -1,0 +1,145 @@
+"""Save, restore, resume: weights, optimiser, step and the data iterator's state go together,
+atomically, by Orbax.
+
+A checkpoint has three items: `variables` (all trained collections; a frozen teacher is read from
+its own file again),
+`optimizer`, and `progress` (step and data iterator state, JSON).
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from mim_jax.config import Clock
+from mim_jax.errors import UserError
+from mim_jax.train_step import TrainState
+
+# Frozen collections are not saved.
+FROZEN = ('teacher',)
+ITEMS = ('variables', 'optimizer', 'progress')
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """Config section `checkpoint`: save every so often (and always at the end and on SIGTERM).
+
+    The newest `keep` checkpoints stay, and beyond them one at every `milestone_*`.
+    """
+
+    every_steps: int | None = None
+    every_epochs: float | None = None
+    every_examples: int | None = None
+    every_percent: float | None = None
+    keep: int = 2
+    milestone_steps: int | None = None
+    milestone_epochs: float | None = None
+    milestone_examples: int | None = None
+    milestone_percent: float | None = None
+
+    def __post_init__(self):
+        if self.keep < 1:
+            raise ValueError(
+                f'keep = {self.keep}, but a run needs its last checkpoint: at least 1.'
+            )
+
+
+class Checkpoints:
+    """The checkpoints of one work directory."""
+
+    def __init__(self, workdir: str | Path, config: CheckpointConfig, clock: Clock | None = None):
+        milestone = clock and clock.steps(config, 'milestone', path='checkpoint')
+        self._manager = ocp.CheckpointManager(
+            directory(workdir),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=config.keep,
+                keep_period=milestone or None,
+                # A half-written checkpoint of a killed run is removed at the next start.
+                cleanup_tmp_directories=True,
+                enable_async_checkpointing=True,
+            ),
+            item_names=ITEMS,
+        )
+
+    @property
+    def latest_step(self) -> int | None:
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: TrainState, data_state: Any) -> None:
+        """Starts an asynchronous save of the state after `step` updates; a step already saved is
+        left alone.
+        """
+        if step in self._manager.all_steps():
+            return
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                variables=ocp.args.StandardSave(saved_variables(state.variables)),
+                optimizer=ocp.args.StandardSave(state.opt_state),
+                progress=ocp.args.JsonSave({'step': step, 'data': data_state}),
+            ),
+        )
+
+    def restore(self, abstract: TrainState, *, step: int | None = None) -> tuple[TrainState, Any]:
+        """The newest state (or that of `step`) and the data iterator's state.
+
+        Args:
+            abstract: jax.ShapeDtypeStruct leaves with shardings, frozen collections left out.
+        """
+        step = self._manager.latest_step() if step is None else step
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                variables=ocp.args.StandardRestore(saved_variables(abstract.variables)),
+                optimizer=ocp.args.StandardRestore(abstract.opt_state),
+                progress=ocp.args.JsonRestore(),
+            ),
+        )
+        counter = jax.make_array_from_callback(
+            (), abstract.step.sharding, lambda _: np.asarray(step, abstract.step.dtype)
+        )
+        state = TrainState(counter, restored['variables'], restored['optimizer'])
+        return state, restored['progress']['data']
+
+    def wait(self) -> None:
+        """Until the save under way, if any, is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+def directory(workdir: str | Path) -> Path:
+    return Path(workdir).absolute() / 'checkpoints'
+
+
+def saved_variables(variables: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in variables.items() if name not in FROZEN}
+
+
+def restore_variables(
+    workdir: str | Path, *, step: int | None = None
+) -> tuple[dict[str, Any], int]:
+    """The trained variables of a run's newest checkpoint, or of that of `step`, and its step.
+
+    Host arrays; neither the run's mesh nor its optimiser plays a part. Raises UserError when there
+    is no such checkpoint.
+    """
+    steps = []
+    if directory(workdir).is_dir():
+        manager = ocp.CheckpointManager(directory(workdir), item_names=ITEMS)
+        steps = sorted(manager.all_steps())
+    if not steps or (step is not None and step not in steps):
+        what = 'no checkpoint' if not steps else f'no checkpoint of step {step}, only of {steps}'
+        raise UserError(f'{workdir}: there is {what}; train the run first with mim_jax.main.')
+    step = steps[-1] if step is None else step
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    saved = manager.item_metadata(step)['variables']
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), saved)
+    args = ocp.args.Composite(variables=ocp.args.StandardRestore(abstract))
+    variables = manager.restore(step, args=args)['variables']
+    manager.close()
+    return jax.device_get(variables), step

@@ -1,0 +1,194 @@
+"""One run, written down: the config sections, and the objects they describe put together."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from mim_jax import config as configs
+from mim_jax import sharding
+from mim_jax.checkpoints import CheckpointConfig
+from mim_jax.config import Clock, choice
+from mim_jax.data import DataConfig
+from mim_jax.data.augment import augment
+from mim_jax.errors import UserError
+from mim_jax.evaluators.knn import KNN
+from mim_jax.inputs import Inputs
+from mim_jax.logs import LogConfig
+from mim_jax.models.vit import ViT
+from mim_jax.objectives import OBJECTIVES
+from mim_jax.objectives.base import Objective
+from mim_jax.optimizers import OptimizerConfig, make_optimizer, make_schedule
+from mim_jax.sharding import MeshConfig
+from mim_jax.train_step import TrainStep
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Config section `train`.
+
+    The length of the run is one of `total_steps`, `total_epochs`, `total_examples`. A step's batch
+    is computed in `accumulation` microbatches. `ema_decay` keeps an average of the parameters, its
+    decay going from there to `ema_end_decay` by a cosine over the run if that is given.
+    """
+
+    total_steps: int | None = None
+    total_epochs: float | None = None
+    total_examples: int | None = None
+    accumulation: int = 1
+    ema_decay: float | None = None
+    ema_end_decay: float | None = None
+
+    def __post_init__(self):
+        if self.accumulation < 1:
+            raise ValueError(f'accumulation = {self.accumulation} must be at least 1.')
+        for name in ('ema_decay', 'ema_end_decay'):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f'{name} = {value} must lie in [0, 1].')
+        if self.ema_end_decay is not None and self.ema_decay is None:
+            raise ValueError('ema_end_decay needs ema_decay, where the decay starts.')
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """Config section `eval`: which evaluators run, at step 0 and the end and every so often.
+
+    `use_ema` evaluates the average of the parameters instead of the parameters.
+    """
+
+    evaluators: tuple[str, ...] = ('knn',)
+    every_steps: int | None = None
+    every_epochs: float | None = None
+    every_examples: int | None = None
+    every_percent: float | None = None
+    batch_size: int | None = None
+    use_ema: bool = False
+    knn: KNN = dataclasses.field(default_factory=KNN)
+
+    def __post_init__(self):
+        known = {f.name for f in dataclasses.fields(self) if dataclasses.is_dataclass(f.type)}
+        for name in self.evaluators:
+            if name not in known:
+                raise ValueError(f'evaluators: {name!r} is none of {", ".join(sorted(known))}.')
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """All sections of a config."""
+
+    seed: int = 0
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    objective: Any = choice(OBJECTIVES, 'dtm')
+    model: ViT = dataclasses.field(default_factory=ViT)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
+    log: LogConfig = dataclasses.field(default_factory=LogConfig)
+
+
+# What may change between two starts in one work directory: nothing here alters the numbers of the
+# run beyond the order of floating-point sums.
+RESUMABLE = (
+    r'(mesh|checkpoint|eval|log)\.',
+    r'data\.(workers|threads|prefetch|max_corrupt_share|path|eval_split|eval_crop)',
+    r'(model|objective\..*\.model)\.(scan|remat)',
+    r'objective\..*\.weights',
+)
+
+
+def default_config(objective: str) -> ConfigDict:
+    """A config with every field of every section at its default, for one of OBJECTIVES."""
+    return configs.written(Experiment(objective=OBJECTIVES[objective]()))
+
+
+def from_config(config: ConfigDict) -> Experiment:
+    """The sections as dataclasses. Raises UserError for an unknown key or a wrong value."""
+    section = {key: config[key] for key in config}
+    known = {field.name for field in dataclasses.fields(Experiment)}
+    for key in section:
+        if key not in known:
+            raise UserError(configs.unknown(key, key, known, 'section'))
+    return configs.build(Experiment, section, path='')
+
+
+def make_objective(experiment: Experiment, *, num_classes: int | None) -> Objective:
+    """The objective, bound to the encoder and the inputs of the config."""
+    data = experiment.data
+    inputs = Inputs(tuple(data.image_size), data.channels, data.mean, data.std, num_classes)
+    objective = experiment.objective.bind(experiment.model, inputs)
+    objective.grid  # noqa: B018  an image that does not divide into patches is reported here
+    if objective.needs_ema and experiment.train.ema_decay is None:
+        raise UserError(
+            'config.train.ema_decay is none, but the objective learns from an EMA network; '
+            'set a decay, for example 0.996.'
+        )
+    return objective
+
+
+def make_clock(experiment: Experiment, epoch_examples: int | None) -> Clock:
+    """The run's clock; raises UserError unless its length is given."""
+    clock = Clock(experiment.data.batch_size, epoch_examples)
+    total = clock.steps(experiment.train, 'total', path='train')
+    if not total:
+        raise UserError(
+            'config.train: the length of the run is missing; set total_steps, total_epochs or '
+            'total_examples above 0.'
+        )
+    return dataclasses.replace(clock, total_steps=total)
+
+
+def make_train_step(
+    experiment: Experiment, objective: Objective, clock: Clock, mesh: jax.sharding.Mesh
+) -> TrainStep:
+    """The update of the run."""
+    data, train = experiment.data, experiment.train
+    sharding.check_batch(data.batch_size, mesh, accumulation=train.accumulation)
+    schedule = make_schedule(experiment.optimizer, clock)
+    params = jax.eval_shape(objective.init, jax.random.key(0), image_struct(experiment))['params']
+    optimizer = make_optimizer(
+        experiment.optimizer,
+        schedule,
+        decayed=objective.weight_decayed(params),
+        layers=objective.layers(params),
+        num_layers=experiment.model.depth + 1,
+    )
+
+    def view(keys: jax.Array, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        images = augment(keys, batch['images'], flip=data.flip, color_jitter=data.color_jitter)
+        return {**batch, 'images': images}
+
+    ema_decay = None
+    if train.ema_decay is not None:
+        ema_decay = optax.constant_schedule(train.ema_decay)
+        if train.ema_end_decay is not None:
+            ema_decay = _cosine(train.ema_decay, train.ema_end_decay, clock.total_steps)
+    return TrainStep(
+        objective=objective,
+        view=view,
+        optimizer=optimizer,
+        schedule=schedule,
+        seed=experiment.seed,
+        accumulation=train.accumulation,
+        ema_decay=ema_decay,
+        mesh=mesh,
+    )
+
+
+def image_struct(experiment: Experiment) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of one global batch of images as read, uint8 [B,H,W,C]."""
+    data = experiment.data
+    return jax.ShapeDtypeStruct((data.batch_size, *data.image_size, data.channels), jnp.uint8)
+
+
+def _cosine(start: float, end: float, total_steps: int):
+    def schedule(step: jax.Array) -> jax.Array:
+        progress = jnp.minimum(step / total_steps, 1.0)
+        return end - (end - start) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
+
+    return schedule

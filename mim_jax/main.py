@@ -1,0 +1,98 @@
+"""Command line of a run.
+
+    python -m mim_jax.main --config=configs/NAME.py[:ARGUMENT] [--workdir=DIR] [--dry_run]
+        [--topology=v5e:4x4] [--config.any.field=value ...]
+
+Without `--workdir` the run lives in runs/NAME. Starting again in a work directory resumes it.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from mim_jax.errors import UserError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns the exit status: 0, or 2 for a mistake told in one sentence."""
+    try:
+        run(sys.argv[1:] if arguments is None else arguments)
+    except UserError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print('interrupted; the same command resumes from the last checkpoint', file=sys.stderr)
+        return 130
+    return 0
+
+
+def run(arguments: list[str]) -> None:
+    """Parses, builds and trains. Raises UserError for what the user can mend."""
+    options, assignments = parse(arguments)
+    if options.topology:
+        # The devices at hand play no part: keep JAX from claiming them.
+        os.environ['JAX_PLATFORMS'] = 'cpu'
+    # Importing JAX and friends takes a second or two; a mistyped option should not wait for it.
+    from mim_jax import config as configs
+    from mim_jax import distributed, work_directory
+    from mim_jax.experiment import Experiment, from_config
+
+    config = configs.override(configs.load(options.config), Experiment, assignments)
+    experiment = from_config(config)
+    if options.dry_run:
+        from mim_jax.dry_run import dry_run
+
+        print(config)
+        dry_run(experiment, topology=options.topology)
+        return
+    distributed.initialize()
+    _use_compilation_cache()
+    from mim_jax.trainer import Trainer
+
+    workdir = options.workdir or Path('runs') / Path(options.config.partition(':')[0]).stem
+    trainer = Trainer(experiment, workdir)
+    work_directory.claim(workdir, experiment)
+    if distributed.is_main():
+        print(config, flush=True)
+    trainer.train()
+
+
+def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
+    """Options, and the ("a.b.c", "text") pairs of `--config.a.b.c=text`."""
+    parser = argparse.ArgumentParser(prog='python -m mim_jax.main', allow_abbrev=False)
+    parser.add_argument('--config', required=True, metavar='FILE.py[:ARGUMENT]')
+    parser.add_argument('--workdir', metavar='DIR', help='default: runs/NAME of the config file')
+    parser.add_argument('--dry_run', action='store_true', help='build and compile, train nothing')
+    parser.add_argument('--topology', metavar='NAME', help='with --dry_run: a TPU slice, v5e:4x4')
+    options, rest = parser.parse_known_args(arguments)
+    assignments = []
+    rest = iter(rest)
+    for argument in rest:
+        name, equals, value = argument.partition('=')
+        if not name.startswith('--config.'):
+            raise UserError(
+                f'{argument}: unknown argument; the options are --config, --workdir, --dry_run, '
+                '--topology, and --config.FIELD=VALUE.'
+            )
+        if not equals:
+            value = next(rest, None)
+            if value is None:
+                raise UserError(f'{argument}: a value is missing; write {argument}=VALUE.')
+        assignments.append((name.removeprefix('--config.'), value))
+    if options.topology and not options.dry_run:
+        raise UserError('--topology only compiles; use it together with --dry_run.')
+    return options, assignments
+
+
+def _use_compilation_cache() -> None:
+    """Keeps compiled programs for later runs, in JAX_COMPILATION_CACHE_DIR or ~/.cache."""
+    import jax
+
+    if not jax.config.jax_compilation_cache_dir:
+        cache = Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache'))
+        jax.config.update('jax_compilation_cache_dir', str(cache / 'mim_jax' / 'xla'))
+
+
+if __name__ == '__main__':
+    sys.exit(main())

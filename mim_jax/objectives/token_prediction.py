@@ -1,0 +1,142 @@
+"""What the token-wise methods share: a target for every patch, morphing, and pictures of both."""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from mim_jax import keys
+from mim_jax.config import choice
+from mim_jax.errors import UserError
+from mim_jax.inputs import Inputs
+from mim_jax.losses import masked_mean, token_distance
+from mim_jax.models.heads import TokenHead
+from mim_jax.models.vit import ViT
+from mim_jax.morphing import Morphing
+from mim_jax.objectives.base import Batch, Objective, Variables
+from mim_jax.targets import TARGETS
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenPrediction(Objective):
+    """Predicts a target at every patch; a method adds how tokens are hidden and predicted.
+
+    target: what is predicted, one of TARGETS.
+    morphing: groups over which prediction and target are averaged before they are compared.
+    distance: between the tokens of prediction and target, see `losses.token_distance`.
+    """
+
+    target: Any = choice(TARGETS, 'pixels')
+    morphing: Morphing = dataclasses.field(default_factory=lambda: Morphing(schedule='none'))
+    distance: Literal['cosine', 'l1', 'l2', 'smooth_l1'] = 'l2'
+
+    @property
+    def needs_ema(self) -> bool:
+        return self.target.needs_ema
+
+    def init_predictor(self, key: jax.Array, features: int) -> Variables:
+        """Parameters beside the encoder's, for targets of `features` numbers."""
+        raise NotImplementedError
+
+    def predict(
+        self, variables: Variables, images: jax.Array, mask: jax.Array, drop_path_keys: Any = None
+    ) -> jax.Array:
+        """Prediction float32 [B,N,D] for images [B,H,W,C] in [0, 1] with `mask` [B,N] hidden."""
+        raise NotImplementedError
+
+    def reduce(self, distances: jax.Array, mask: jax.Array) -> jax.Array:
+        """The loss from the tokens' distances [B,N]: their mean over hidden patches."""
+        return masked_mean(distances, mask)
+
+    def init(self, key: jax.Array, images: Any) -> Variables:
+        encoder = self.encoder.init(keys.named(key, 'encoder'), images)['params']
+        variables = {'params': {'encoder': encoder}}
+        teacher = self.target.init(keys.named(key, 'teacher'), self.inputs)
+        if teacher:
+            variables['teacher'] = teacher
+        features = self.target_width(variables, images)
+        variables['params'] |= self.init_predictor(keys.named(key, 'predictor'), features)
+        return variables
+
+    def loss(
+        self, variables: Variables, batch: Batch, key: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array], Any]:
+        images = batch['images']
+        mask = self.masking(keys.named(batch['keys'], 'mask'), grid=self.grid)
+        with jax.named_scope('student'):
+            drop_path_keys = keys.named(batch['keys'], 'drop_path')
+            prediction = self.predict(variables, images, mask, drop_path_keys)
+        with jax.named_scope('target'):
+            target = self.targets(variables, images)
+        with jax.named_scope('morphing'):
+            pairs = self.morphing.pairs(key, prediction, target)
+            losses = [
+                self.reduce(token_distance(p, t, distance=self.distance), mask) for p, t in pairs
+            ]
+        return jnp.mean(jnp.stack(losses)), {}, {}
+
+    def pretrained(self) -> Variables:
+        teacher = self.target.load(self.inputs)
+        return {'teacher': teacher} if teacher else {}
+
+    def targets(self, variables: Variables, images: jax.Array) -> jax.Array:
+        """Target float32 [B,N,D] for images [B,H,W,C] in [0, 1]; no gradient flows into it."""
+        target = self.target(images, inputs=self.inputs, encoder=self.encoder, variables=variables)
+        return jax.lax.stop_gradient(target.astype(jnp.float32))
+
+    def target_width(self, variables: Variables, images: Any) -> int:
+        """D of the target, from shapes alone."""
+        one = jax.ShapeDtypeStruct((1, *images.shape[1:]), jnp.float32)
+        # A target by the average of the parameters has the shapes of the parameters.
+        variables = {**variables, 'ema': variables['params']}
+        return jax.eval_shape(self.targets, variables, one).shape[-1]
+
+    def pictures(
+        self, variables: Variables, batch: Batch, key: jax.Array, step: jax.Array
+    ) -> dict[str, Any]:
+        images = batch['images']
+        mask = self.masking(keys.named(batch['keys'], 'mask'), grid=self.grid)
+        seen = {'mask': mask}
+        if hasattr(self.target, 'to_images'):
+            prediction = self.predict(variables, images, mask)
+            shown = self.target.to_images(
+                prediction, images, inputs=self.inputs, encoder=self.encoder
+            )
+            seen['reconstruction'] = jnp.clip(shown, 0, 1)
+        if self.morphing.schedule != 'none':
+            groups, titles = self.morphing.examples(self.targets(variables, images))
+            seen |= {'groups': groups, 'group_titles': titles}
+        return seen
+
+
+class MaskTokenPrediction(TokenPrediction):
+    """All tokens in the encoder, hidden ones as mask tokens, and one linear layer on top."""
+
+    def init_predictor(self, key: jax.Array, features: int) -> Variables:
+        tokens = jnp.zeros((1, 1, self.encoder.width))
+        return {'head': self._head(features).init(key, tokens)['params']}
+
+    def predict(
+        self, variables: Variables, images: jax.Array, mask: jax.Array, drop_path_keys: Any = None
+    ) -> jax.Array:
+        params = variables['params']
+        encoded = self.encoder.apply(
+            {'params': params['encoder']},
+            self.inputs.normalize(images),
+            mask=mask,
+            drop_path_keys=drop_path_keys,
+        )
+        head = self._head(params['head']['linear']['kernel'].shape[-1])
+        return head.apply({'params': params['head']}, encoded.tokens)
+
+    def bind(self, encoder: ViT, inputs: Inputs) -> Objective:
+        if not encoder.mask_token:
+            raise UserError(
+                'config.model.mask_token = False, but this objective hides patches behind a mask '
+                'token; set it to True.'
+            )
+        return super().bind(encoder, inputs)
+
+    def _head(self, features: int) -> TokenHead:
+        return TokenHead(features, self.encoder.initialization, self.encoder.dtype)

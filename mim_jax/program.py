@@ -1,0 +1,118 @@
+"""The program of a run: mesh, objective and step put together, and every array's place."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mim_jax import experiment, flops, sharding
+from mim_jax.checkpoints import FROZEN
+from mim_jax.config import Clock
+from mim_jax.objectives.base import Objective
+from mim_jax.train_step import TrainState, TrainStep
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A run's step on a mesh. Building one computes nothing and reads no data."""
+
+    run: experiment.Experiment
+    mesh: jax.sharding.Mesh
+    clock: Clock
+    objective: Objective
+    step: TrainStep
+
+    @classmethod
+    def make(
+        cls,
+        run: experiment.Experiment,
+        *,
+        epoch_examples: int | None,
+        num_classes: int | None,
+        devices: list | None = None,
+    ) -> 'Program':
+        """Checks the config against itself and the devices (all of them by default)."""
+        mesh = sharding.make_mesh(run.mesh, devices)
+        clock = experiment.make_clock(run, epoch_examples)
+        objective = experiment.make_objective(run, num_classes=num_classes)
+        step = experiment.make_train_step(run, objective, clock, mesh)
+        return cls(run, mesh, clock, objective, step)
+
+    @functools.cached_property
+    def abstract_state(self) -> TrainState:
+        """Shapes, dtypes and shardings of the state."""
+        abstract = jax.eval_shape(self.step.init, experiment.image_struct(self.run))
+        shardings = sharding.state_shardings(
+            abstract, self.mesh, min_shard_size=self.run.mesh.min_shard_size
+        )
+        return jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
+        )
+
+    @functools.cached_property
+    def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes, dtypes and shardings of a global batch as read."""
+        images = experiment.image_struct(self.run)
+        batch = {'images': images}
+        if self.objective.inputs.num_classes is not None:
+            batch['labels'] = jax.ShapeDtypeStruct(images.shape[:1], jnp.int32)
+        place = sharding.batch_sharding(self.mesh)
+        return {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=place) for k, v in batch.items()}
+
+    def trace(self) -> Any:
+        """The jitted step, traced; `.lower().compile()` is (state, batch) -> (state, metrics)."""
+        place = jax.tree.map(lambda x: x.sharding, self.abstract_state)
+        step = jax.jit(
+            self.step, donate_argnums=0, out_shardings=(place, sharding.replicated(self.mesh))
+        )
+        return step.trace(self.abstract_state, self.abstract_batch)
+
+    def model_flops(self, traced: Any) -> int:
+        """FLOPs of one step's matrix products without what rematerialisation repeats."""
+        model = self.run.model
+        if model.remat == 'none':
+            return flops.matmul_flops(traced.jaxpr)
+        run = dataclasses.replace(self.run, model=dataclasses.replace(model, remat='none'))
+        objective = experiment.make_objective(run, num_classes=self.objective.inputs.num_classes)
+        step = dataclasses.replace(self.step, objective=objective)
+        return flops.matmul_flops(jax.make_jaxpr(step)(self.abstract_state, self.abstract_batch))
+
+    def init(self) -> TrainState:
+        """The state before the first step, born with its shardings; frozen networks are read in."""
+        images = experiment.image_struct(self.run)
+
+        def trained() -> TrainState:
+            # The frozen collections come from files: their fresh values are never computed.
+            return _without_frozen(self.step.init(images))
+
+        place = jax.tree.map(lambda x: x.sharding, _without_frozen(self.abstract_state))
+        return self.with_pretrained(jax.jit(trained, out_shardings=place)(), fresh=True)
+
+    def with_pretrained(self, state: TrainState, *, fresh: bool) -> TrainState:
+        """Adds what comes from files: frozen collections always, others to a fresh state only."""
+        read = self.pretrained() if fresh else self.frozen()
+        return state.replace(variables={**state.variables, **read})
+
+    def frozen(self) -> dict[str, Any]:
+        """The collections that checkpoints leave out, from their own files."""
+        return {name: value for name, value in self.pretrained().items() if name in FROZEN}
+
+    def pretrained(self) -> dict[str, Any]:
+        """All collections that the objective reads from files, on the mesh."""
+        place = {
+            name: jax.tree.map(lambda x: x.sharding, value)
+            for name, value in self.abstract_state.variables.items()
+        }
+        read = self.objective.pretrained()
+        return {name: sharding.put_tree(value, place[name]) for name, value in read.items()}
+
+    def restorable(self) -> TrainState:
+        """The abstract state that a checkpoint holds."""
+        return _without_frozen(self.abstract_state)
+
+
+def _without_frozen(state: TrainState) -> TrainState:
+    kept = {name: value for name, value in state.variables.items() if name not in FROZEN}
+    return state.replace(variables=kept)

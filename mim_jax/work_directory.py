@@ -1,0 +1,100 @@
+"""A work directory: the config it belongs to, and what can be read back from it."""
+
+import dataclasses
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from mim_jax import checkpoints, config, data, experiment
+from mim_jax.errors import UserError
+from mim_jax.experiment import Experiment
+from mim_jax.models.vit import ViT
+from mim_jax.program import Program
+from mim_jax.sharding import MeshConfig
+
+CONFIG_FILE = 'config.json'
+
+
+def claim(workdir: str | Path, run: Experiment) -> None:
+    """Writes the config of a run into its work directory, or checks that it belongs there.
+
+    Fields that do not alter the numbers of a run may differ (`experiment.RESUMABLE`). Raises
+    UserError naming the fields that differ otherwise; nothing is written then.
+    """
+    workdir = Path(workdir)
+    path = workdir / CONFIG_FILE
+    new = as_dict(run)
+    if path.exists():
+        changed = [
+            line
+            for line in config.differences(_read(path), new)
+            if not any(re.match(pattern, line) for pattern in experiment.RESUMABLE)
+        ]
+        if changed:
+            raise UserError(
+                f'--workdir={workdir} holds a run of another config ({"; ".join(changed)}); '
+                'choose another work directory, or set these fields back to resume it.'
+            )
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix('.tmp')
+        temporary.write_text(json.dumps(new, indent=2) + '\n', encoding='utf-8')
+        os.replace(temporary, path)
+
+
+def as_dict(run: Experiment) -> dict[str, Any]:
+    """The resolved config as plain JSON values."""
+    return json.loads(json.dumps(config.written(run).to_dict()))
+
+
+def read_config(workdir: str | Path) -> Experiment:
+    """The config of the run in a work directory. Raises UserError if there is none."""
+    path = Path(workdir) / CONFIG_FILE
+    if not path.exists():
+        raise UserError(
+            f'--workdir={workdir}: there is no {CONFIG_FILE}, so this is not a work directory of '
+            'mim_jax.main.'
+        )
+    return experiment.from_config(ConfigDict(_read(path)))
+
+
+def restore_run(
+    workdir: str | Path, *, step: int | None = None
+) -> tuple[Program, dict[str, Any], int]:
+    """The program of a finished or running run, its variables (frozen networks included), its step.
+
+    Raises UserError when the directory holds no run, no such checkpoint, or the data is gone.
+    """
+    run = read_config(workdir)
+    variables, step = checkpoints.restore_variables(workdir, step=step)
+    source = data.make_source(run.data, split=run.data.split)
+    # Looking at a run takes one device, whatever it was trained on.
+    run = dataclasses.replace(run, mesh=MeshConfig(data=1))
+    program = Program.make(
+        run,
+        epoch_examples=len(source),
+        num_classes=source.num_classes,
+        devices=jax.local_devices()[:1],
+    )
+    return program, {**variables, **program.frozen()}, step
+
+
+def load_encoder(workdir: str | Path) -> tuple[ViT, Any]:
+    """The encoder of a run and its parameters (host arrays), averaged if the run averages."""
+    run = read_config(workdir)
+    variables, _ = checkpoints.restore_variables(workdir)
+    return run.model, variables.get('ema', variables['params'])['encoder']
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding='utf-8'))
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f'{path} cannot be read ({error}); the work directory is damaged.'
+        ) from None
