@@ -1,0 +1,75 @@
+"""Averaging over groups of tokens."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def morph(x, groups):
+    """Replaces every token by the mean of its group.
+
+    The map is linear and symmetric in the tokens, so that its transpose, used for the gradient, is
+    the map itself. A loss averaged over all morphed tokens weighs each group by its size.
+
+    Args:
+      x: [B, N, D], any float dtype.
+      groups: [B, N] integers in 0..N-1; tokens of an image with the same number form a group.
+
+    Returns:
+      [B, N, D] float32.
+
+    Raises:
+      ValueError: the shapes do not fit.
+    """
+    if x.ndim != 3 or groups.shape != x.shape[:2]:
+        raise ValueError(
+            f'x must be [B, N, D] and groups [B, N], got {x.shape} and {groups.shape}.'
+        )
+    return _average(x.astype(jnp.float32), groups)
+
+
+@jax.custom_vjp
+def _average(x, groups):
+    return lax.platform_dependent(x, groups, cpu=_average_segments, default=_average_matmul)
+
+
+_average.defvjp(
+    lambda x, groups: (_average(x, groups), groups),
+    lambda groups, gradient: (_average(gradient, groups), None),
+)
+
+
+def _average_segments(x, groups):
+    def one(x, groups):
+        total = jnp.zeros_like(x).at[groups].add(x)
+        size = jnp.zeros(groups.shape, x.dtype).at[groups].add(1.0)
+        # Empty groups are read by nobody.
+        return (total / jnp.maximum(size, 1.0)[:, None])[groups]
+
+    return jax.vmap(one)(x, groups)
+
+
+def _average_matmul(x, groups):
+    """On GPU a scatter would add in an order that changes from run to run; on TPU it is slow."""
+    same = groups[:, :, None] == groups[:, None, :]
+    return indicator_matmul(same, x) / jnp.sum(same, axis=-1, dtype=x.dtype)[..., None]
+
+
+def indicator_matmul(indicator, x):
+    """Matrix product [B, M, D] of a boolean [B, M, N] with float32 x [B, N, D]; x is not rounded.
+
+    A float32 is the sum of three bfloat16, so three fast products with exact terms do it.
+    """
+    indicator = indicator.astype(jnp.bfloat16)
+    total = 0.0
+    for _ in range(3):
+        part = lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
+        total += jnp.einsum(
+            'bmn,bnd->bmd',
+            indicator,
+            part.astype(jnp.bfloat16),
+            preferred_element_type=jnp.float32,
+            precision=lax.Precision.DEFAULT,
+        )
+        x = x - part
+    return total
