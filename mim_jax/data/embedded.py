@@ -124,12 +124,12 @@ def _clutter(scene, background, rng):
 def _placed(digit, rng, size):
     """The digit's opacity float32 [H,W] at a random place, size and slant."""
     short = min(size)
-    side = rng.uniform(0.5, 0.8) * short  # of the 8x8 cell; the ink is a little smaller
+    side = rng.uniform(0.45, 0.7) * short  # of the 8x8 cell; the ink is a little smaller
     angle = np.deg2rad(rng.uniform(-20, 20))
     stretch = rng.uniform(0.85, 1.15)
     cos, sin = np.cos(angle) * side / 8, np.sin(angle) * side / 8
     linear = np.array([[cos * stretch, -sin], [sin * stretch, cos]])
-    reach = 0.42 * side  # keeps the ink inside
+    reach = 0.5 * side  # keeps the ink inside
     centre = [rng.uniform(reach, extent - reach) for extent in size[::-1]]
     shift = np.asarray(centre) - linear @ (3.5, 3.5)
     matrix = np.concatenate([linear, shift[:, None]], axis=1)

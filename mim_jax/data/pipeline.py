@@ -139,7 +139,9 @@ class TrainBatches:
         dataset = grain.MapDataset.range(len(self._source))
         if config.shuffle:
             dataset = dataset.shuffle(seed=shuffle_seed)
-        dataset = dataset.repeat().random_map(_TrainView(self._source, config), seed=crop_seed)
+        # Without end in practice; Grain's own endless repeat overflows in batches of one.
+        dataset = dataset.repeat(2**48 // len(self._source) + 1)
+        dataset = dataset.random_map(_TrainView(self._source, config), seed=crop_seed)
         dataset = dataset.batch(config.batch_size // count, batch_fn=_stack)
         # Batches first, then every count-th of them: the position is a slice's start, and no
         # state of Grain's depends on the number of workers.

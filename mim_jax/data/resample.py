@@ -48,7 +48,8 @@ def _along_first(matrix, image):
     n, m, c = image.shape
     out = matrix @ image.reshape(n, m * c).astype(np.float32)
     np.maximum(out, 0, out=out)  # the cubic kernel undershoots; the next line takes |x|
-    return cv2.convertScaleAbs(out).reshape(-1, m, c)
+    # It also rounds halves to even where Pillow rounds them up.
+    return cv2.convertScaleAbs(out, beta=1e-4).reshape(-1, m, c)
 
 
 def _matrix(num_in, num_out, start, length, interpolation):

@@ -8,6 +8,9 @@ import numpy as np
 from mim_jax.data import decode, resample
 from mim_jax.errors import UserError
 
+# After scaled decoding a box has at least that many pixels per pixel of the result.
+SCALED_DECODING_MARGIN = 1.5
+
 
 def random_box(rng, *, height, width, scale, ratio):
     """A random box of the given area share and aspect ratio, as torchvision's RandomResizedCrop.
@@ -78,9 +81,9 @@ def view(element, choose_box, *, size, channels, interpolation):
     else:
         box = choose_box(height=full[0], width=full[1])
     if encoded:
-        # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size: as small as leaves the box no
-        # smaller than the result.
-        spare = min(box[2] / size[0], box[3] / size[1])
+        # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size: as small as leaves enough for
+        # the resizing to be Pillow's in all but the faintest detail.
+        spare = min(box[2] / size[0], box[3] / size[1]) / SCALED_DECODING_MARGIN
         reduction = next((r for r in (8, 4, 2) if spare >= r), 1)
         image = decode.decode(data, channels=channels, reduction=reduction)
         # The header may lie about the size; what was decoded counts.
