@@ -79,6 +79,21 @@ class QKV(nn.Module):
         return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
 
 
+def attend(q, k, v, *, bias=None):
+    """softmax(q k / sqrt(head width) + bias) v for [B,S,heads,head width]; softmax in float32.
+
+    The heads come before the sequence in both products, which a CPU needs for its batched matrix
+    product; accelerators choose their own layouts either way.
+    """
+    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
+    logits = jnp.einsum('bhqd,bhkd->bhqk', q, k, preferred_element_type=jnp.float32)
+    logits *= q.shape[-1] ** -0.5
+    if bias is not None:
+        logits += bias
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    return jnp.einsum('bhqk,bhkd->bhqd', weights, v).transpose(0, 2, 1, 3)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention on [B,S,D]; logits and softmax in float32."""
 
@@ -91,7 +106,7 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x, bias=None):
         q, k, v = QKV(self.heads, self.qkv_bias, self.initialization, self.dtype, name='qkv')(x)
-        y = jax.nn.dot_product_attention(q, k, v, bias=bias)
+        y = attend(q, k, v, bias=bias)
         return Linear(
             (x.shape[-1],),
             in_axes=2,
