@@ -31,8 +31,8 @@ class EmbeddedScenes:
     def __init__(self, *, split, size=(48, 48), num_train=8192, num_test=2048):
         if split not in SPLITS:
             raise UserError(
-                f"data.source 'embedded' has the splits train and test, not {split!r}: "
-                f'set data.split or data.eval_split'
+                f"config.data.source 'embedded' has the splits train and test, not {split!r}: "
+                f'set config.data.split or config.data.eval_split'
             )
         from sklearn.datasets import load_digits
 

@@ -34,8 +34,8 @@ class ImageFolder:
         path = os.path.abspath(os.path.expanduser(path))
         if not os.path.isdir(path):
             raise UserError(
-                f'data.path: there is no folder {path}: give the folder that holds the images, '
-                f'one sub-folder per class or all in one'
+                f'config.data.path: there is no folder {path}: give the folder that holds the '
+                f'images, one sub-folder per class or all in one'
             )
         self._root = _split_folder(path, split)
         training = os.path.join(path, 'train')
@@ -45,7 +45,7 @@ class ImageFolder:
             found = _images_below(self._root, name)
             if found and name not in classes:
                 raise UserError(
-                    f'data.path: the class folder {os.path.join(self._root, name)} has no '
+                    f'config.data.path: the class folder {os.path.join(self._root, name)} has no '
                     f'counterpart in {training}: both parts need the same class names'
                 )
             names += found
@@ -55,8 +55,8 @@ class ImageFolder:
             names = sorted(n for n in os.listdir(self._root) if _is_image(n))
         if not names:
             raise UserError(
-                f'data.path: no images in {self._root} or its sub-folders: expected files that '
-                f'end in {", ".join(SUFFIXES)}'
+                f'config.data.path: no images in {self._root} or its sub-folders: expected files '
+                f'that end in {", ".join(SUFFIXES)}'
             )
         self.classes = None if flat else classes
         self.num_classes = None if flat else len(classes)
@@ -91,9 +91,9 @@ def _split_folder(path, split):
     others = [n for n in SPLIT_NAMES if os.path.isdir(os.path.join(path, n))]
     if others or split != 'train':
         raise UserError(
-            f'data.path: {path} has no sub-folder for the split {split!r}: expected one of '
+            f'config.data.path: {path} has no sub-folder for the split {split!r}: expected one of '
             f'{", ".join(SPLIT_NAMES.get(split, (split,)))} '
-            f'(without evaluation images, set data.eval_split to None)'
+            f'(without evaluation images, set config.data.eval_split=none)'
         )
     return path
 

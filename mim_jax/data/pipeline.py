@@ -75,7 +75,9 @@ class TrainBatches:
 
     def __init__(self, source, config, *, seed, process_index, process_count):
         if len(source) == 0:
-            raise UserError(f'data.{config.source}: the split {config.split!r} has no images')
+            raise UserError(
+                f'config.data.{config.source}: the split {config.split!r} has no images'
+            )
         _check_divides(config.batch_size, process_count)
         self._source = source
         self._config = config
@@ -134,7 +136,7 @@ class TrainBatches:
 
     def _start(self):
         config, count = self._config, self._process_count
-        cv2.setNumThreads(0)
+        _tame_opencv()
         shuffle_seed, crop_seed = _seeds(self._seed)
         dataset = grain.MapDataset.range(len(self._source))
         if config.shuffle:
@@ -180,7 +182,7 @@ class EvalBatches:
         return self._length
 
     def __iter__(self):
-        cv2.setNumThreads(0)
+        _tame_opencv()
         padded = self._length * self._local * self._process_count
         dataset = grain.MapDataset.range(padded).map(_EvalView(self._source, self._config))
         dataset = dataset.batch(self._local, batch_fn=_stack)
@@ -313,9 +315,9 @@ class _CorruptImages:
         if len(self._in_epoch) > self._limit:
             raise UserError(
                 f'{len(self._in_epoch)} of {len(self._source)} images cannot be read, more than '
-                f'data.max_corrupt_share = {self._config.max_corrupt_share} allows (the first: '
-                f'{self._source.describe(min(self._in_epoch))}): repair or remove them, or raise '
-                f'that share'
+                f'config.data.max_corrupt_share = {self._config.max_corrupt_share} allows (the '
+                f'first: {self._source.describe(min(self._in_epoch))}): repair or remove them, or '
+                f'raise that share'
             )
 
 
@@ -323,7 +325,7 @@ def _check_divides(batch_size, process_count):
     if batch_size % process_count:
         raise UserError(
             f'a batch of {batch_size} images does not divide over {process_count} processes: '
-            f'make data.batch_size a multiple of {process_count}'
+            f'make config.data.batch_size a multiple of {process_count}'
         )
 
 
@@ -371,10 +373,16 @@ class _OwnMemory:
         return {k: np.array(v) if isinstance(v, np.ndarray) else v for k, v in batch.items()}
 
 
+def _tame_opencv():
+    """Its threads would compete with ours, and what it says of a corrupt image we say better."""
+    cv2.setNumThreads(0)
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+
 def _init_worker(parent, worker_index, worker_count):
     """In each worker process: one thread, no signals of its own, and no life without the parent."""
     del worker_index, worker_count
-    cv2.setNumThreads(0)
+    _tame_opencv()
     # Ctrl-C and a scheduler's SIGTERM reach the whole process group; the parent decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

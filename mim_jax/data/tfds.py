@@ -31,19 +31,19 @@ class TfdsImages:
             prepared = bool(builder.info.splits)
         except (tfds.core.DatasetNotFoundError, ImportError, AssertionError) as error:
             raise UserError(
-                f'data.dataset: {name} is not prepared in {where} and unknown to TensorFlow '
+                f'config.data.dataset: {name} is not prepared in {where} and unknown to TensorFlow '
                 f'Datasets ({str(error).splitlines()[0] if str(error) else type(error).__name__}): '
                 f'prepare it on a machine with TensorFlow by `{command}`'
             ) from error
         if not prepared:
             raise UserError(
-                f'data.dataset: {name} is not prepared in {where}: prepare it on a machine with '
-                f'TensorFlow by `{command}`'
+                f'config.data.dataset: {name} is not prepared in {where}: prepare it on a machine '
+                f'with TensorFlow by `{command}`'
             )
         file_format = builder.info.file_format
         if file_format is None or file_format.value != 'array_record':
             raise UserError(
-                f'data.dataset: {name} in {where} is prepared as '
+                f'config.data.dataset: {name} in {where} is prepared as '
                 f'{file_format and file_format.value}, which needs TensorFlow to read: prepare it '
                 f'as ArrayRecord by `{command}`'
             )
@@ -51,7 +51,7 @@ class TfdsImages:
             source = builder.as_data_source(split=split)
         except (KeyError, ValueError) as error:
             raise UserError(
-                f'data.split or data.eval_split: {name} has no split {split!r}, but '
+                f'config.data.split or config.data.eval_split: {name} has no split {split!r}, but '
                 f'{", ".join(sorted(builder.info.splits))}'
             ) from error
         self._records = source.data_source
@@ -86,5 +86,5 @@ def _keys(info, tfds, name):
     images = [k for k in keys if isinstance(info.features[k], tfds.features.Image)]
     labels = [k for k in keys if isinstance(info.features[k], tfds.features.ClassLabel)]
     if not images:
-        raise UserError(f'data.dataset: {name} has no image, but {", ".join(info.features)}')
+        raise UserError(f'config.data.dataset: {name} has no image, but {", ".join(info.features)}')
     return images[0], labels[0] if len(labels) == 1 else None

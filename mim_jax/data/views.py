@@ -74,8 +74,9 @@ def view(element, choose_box, *, size, channels, interpolation):
     if choose_box is None:
         if tuple(full) != tuple(size):
             raise UserError(
-                f'an image has {full[0]}x{full[1]} pixels (height x width), data.image_size is '
-                f"{size[0]}x{size[1]}: set data.crop.mode to 'resize' or 'random'"
+                f'an image has {full[0]}x{full[1]} pixels (height x width), '
+                f'config.data.image_size is {size[0]}x{size[1]}: '
+                f"set config.data.crop.mode to 'resize' or 'random'"
             )
         box = (0, 0, *size)
     else:

@@ -131,7 +131,7 @@ def test_threads_and_spawned_workers_change_nothing():
 def test_errors_of_a_worker_reach_the_caller():
     fixed = config(crop=Crop(mode='none'), workers=1, threads=1)
     batches = train_batches(Numbered(), fixed, seed=0)
-    with pytest.raises(UserError, match='24x20 pixels .* data.image_size is 12x10'):
+    with pytest.raises(UserError, match='24x20 pixels .*config.data.image_size is 12x10'):
         next(batches)
     batches.close()
 

@@ -46,12 +46,13 @@ def test_any_shape_and_box_of_noise(data):
     top, left = data.draw(st.integers(0, height - h)), data.draw(st.integers(0, width - w))
     channels = data.draw(st.sampled_from([1, 3]))
     seed = data.draw(st.integers(0, 1000))
-    image = np.random.default_rng(seed).integers(0, 256, (height, width, channels), np.uint8)
+    # Without values near the ends: a clipped overshoot would depend on which pass comes first.
+    image = np.random.default_rng(seed).integers(40, 216, (height, width, channels), np.uint8)
     name = data.draw(st.sampled_from(list(FILTERS)))
     out = resample.resize(image, size, box=(top, left, h, w), interpolation=name)
     assert out.dtype == np.uint8 and out.shape == (*size, channels)
     expected = pillow(image, size, name, (top, left, h, w))
-    # One level from each pass; on noise the second can pass the first's on.
+    # Each side rounds twice, and the second pass weighs the first one's rounding by up to 1.25.
     difference = np.abs(out.astype(int) - expected)
     assert difference.max() <= 2
 

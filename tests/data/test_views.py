@@ -41,10 +41,10 @@ def test_random_boxes_are_inside_and_within_scale_and_ratio():
         top, left, h, w = views.random_box(
             rng, height=300, width=400, scale=(0.2, 0.5), ratio=(3 / 4, 4 / 3)
         )
-        assert 0 <= top and top + h <= 300 and 0 <= left and left + w <= 400
+        assert top >= 0 and top + h <= 300 and left >= 0 and left + w <= 400
         areas.append(h * w / (300 * 400))
         log_ratios.append(math.log(w / h))
-    assert 0.195 < min(areas) and max(areas) < 0.505
+    assert min(areas) > 0.195 and max(areas) < 0.505
     assert math.log(3 / 4) - 0.02 < min(log_ratios) and max(log_ratios) < math.log(4 / 3) + 0.02
     # All these boxes fit at the first try, so area and log ratio are uniform.
     assert abs(np.mean(areas) - 0.35) < 0.01
