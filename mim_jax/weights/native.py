@@ -58,25 +58,41 @@ def write_whole(path, data):
         raise
 
 
+def read_header(path):
+    """({name: (dtype name, shape)}, metadata) of a safetensors file, without reading the tensors.
+
+    Raises UserError for a missing or unreadable file.
+    """
+    with _opened(path) as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  no mapping
+        tensors = {name: (s.get_dtype(), tuple(s.get_shape())) for name, s in slices.items()}
+        return tensors, file.metadata() or {}
+
+
 def read_tensors(path):
     """All tensors of a safetensors file as NumPy arrays by name, and its metadata (str to str).
 
     float16 and bfloat16 become float32. Raises UserError for a missing or unreadable file.
     """
+    with _opened(path) as file:
+        metadata = file.metadata() or {}
+    tensors = safetensors.numpy.load_file(path)
+    return {name: _widened(array) for name, array in tensors.items()}, metadata
+
+
+def _opened(path):
     path = Path(path)
     if not path.is_file():
         what = 'is a directory, not a file' if path.is_dir() else 'does not exist'
         raise UserError(f'weights file {path} {what}')
     try:
-        with safetensors.safe_open(path, framework='flax') as file:
-            metadata = file.metadata() or {}
-        tensors = safetensors.numpy.load_file(path)
-    except (safetensors.SafetensorError, OSError, KeyError) as error:
+        # Opening checks the header, and that the file is as long as the header says.
+        return safetensors.safe_open(path, framework='numpy')
+    except (safetensors.SafetensorError, OSError) as error:
         raise UserError(
             f'weights file {path} cannot be read as safetensors ({error}): '
             'it is truncated or of another format'
         ) from error
-    return {name: _widened(array) for name, array in tensors.items()}, metadata
 
 
 def _widened(array):
