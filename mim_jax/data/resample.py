@@ -1,8 +1,9 @@
 """Resizing with antialiasing, as Pillow defines it (its `resample` for 8-bit images).
 
 OpenCV's cubic does not antialias and has another kernel (a = -0.75). Pillow stretches the kernel
-(a = -0.5) by the scale when it shrinks an image, in two passes with 8-bit values between them. Each pass is a sparse matrix product here, so the cost follows the kernel's taps and
-not the image's side.
+(a = -0.5) by the scale when it shrinks an image, in two passes with 8-bit values between them.
+Each pass is a sparse matrix product here, so the cost follows the kernel's taps and not the
+image's side.
 """
 
 import cv2
