@@ -1,0 +1,14 @@
+"""Which patches are hidden.
+
+Each class in MASKINGS is a config section and a function of per-image keys and the grid; the number
+of hidden patches is the same for every image and known before any draw (`count`).
+"""
+
+from mim_jax.masking.block import BlockMasking
+from mim_jax.masking.grid import GridMasking
+from mim_jax.masking.random import RandomMasking
+from mim_jax.masking.selection import visible_ids
+
+__all__ = ['MASKINGS', 'BlockMasking', 'GridMasking', 'RandomMasking', 'visible_ids']
+
+MASKINGS = {'random': RandomMasking, 'grid': GridMasking, 'block': BlockMasking}

@@ -1,0 +1,50 @@
+"""Random masking, as in MAE."""
+
+import functools
+from dataclasses import dataclass
+
+import jax
+
+from mim_jax.errors import UserError
+from mim_jax.masking.selection import lowest
+
+
+@dataclass(frozen=True)
+class RandomMasking:
+    """Hides patches drawn uniformly without replacement.
+
+    ratio: share of patches hidden; int(N * (1 - ratio)) stay visible, as in the released code.
+
+    Source: MAE (He et al., CVPR 2022), `random_masking`.
+    """
+
+    ratio: float = 0.75
+
+    def __post_init__(self):
+        check_ratio(self.ratio)
+
+    def count(self, grid):
+        """Patches hidden in every image of a grid (h, w)."""
+        num_patches = grid[0] * grid[1]
+        visible = int(num_patches * (1 - self.ratio))
+        if not 0 < visible < num_patches:
+            raise UserError(
+                f'config.objective.masking.ratio = {self.ratio}: of {num_patches} patches '
+                f'{visible} would stay visible; choose a ratio that leaves some of each kind.'
+            )
+        return num_patches - visible
+
+    def __call__(self, keys, *, grid):
+        """mask [B, N] bool, True = hidden, from one PRNG key per image [B]."""
+        return _hide(keys, num_patches=grid[0] * grid[1], count=self.count(grid))
+
+
+@functools.partial(jax.jit, static_argnames=('num_patches', 'count'))
+def _hide(keys, *, num_patches, count):
+    noise = jax.vmap(lambda key: jax.random.uniform(key, (num_patches,)))(keys)
+    return lowest(noise, count=count)
+
+
+def check_ratio(ratio):
+    if not 0 < ratio < 1:
+        raise ValueError(f'ratio = {ratio}: it must lie between 0 and 1, both excluded.')
