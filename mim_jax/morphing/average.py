@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 
 
+@jax.jit
 def morph(x, groups):
     """Replaces every token by the mean of its group.
 

@@ -5,6 +5,8 @@ tokens with all tokens every step works on an N x N matrix: the feature width is
 All images share the number of live tokens, a traced scalar, so one compiled loop serves every draw.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -40,13 +42,19 @@ def bipartite_groups(tokens, tokens_per_step, num_steps, *, protect_first):
     """
     if tokens.ndim != 3:
         raise ValueError(f'tokens must be [B, N, D], got shape {tokens.shape}.')
-    batch, num_tokens, _ = tokens.shape
-    tokens = lax.stop_gradient(tokens).astype(jnp.float32)
+    # As arrays, so that Python integers and traced scalars share one compilation.
     tokens_per_step = jnp.asarray(tokens_per_step, jnp.int32)
+    num_steps = jnp.asarray(num_steps, jnp.int32)
+    tokens = lax.stop_gradient(tokens).astype(jnp.float32)
+    return _groups(tokens, tokens_per_step, num_steps, protected=int(protect_first))
+
+
+@functools.partial(jax.jit, static_argnames='protected')
+def _groups(tokens, tokens_per_step, num_steps, *, protected):
+    batch, num_tokens, _ = tokens.shape
     groups = jnp.broadcast_to(jnp.arange(num_tokens, dtype=jnp.int32), (batch, num_tokens))
     if num_tokens < 2:
         return groups
-    protected = int(protect_first)
 
     def count(live):
         return jnp.minimum(tokens_per_step, (live - protected) // 2)

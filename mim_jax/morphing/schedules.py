@@ -8,12 +8,20 @@ def merges_per_step(num_merged, num_steps, *, num_tokens):
     """Tokens that join in each of `num_steps` steps, for about `num_merged` in total.
 
     ceil(n / k), or floor(n / k) where the former would ask for more than `num_tokens` in total
-    (released code of DTM). All arguments are integers or int32 scalars; returns an int32 scalar.
+    (released code of DTM). For Python integers an integer, for arrays an int32 array.
     """
-    num_merged = jnp.asarray(num_merged, jnp.int32)
-    num_steps = jnp.asarray(num_steps, jnp.int32)
-    up = (num_merged + num_steps - 1) // num_steps
-    return jnp.where(up * num_steps > num_tokens, num_merged // num_steps, up)
+    up = -(-num_merged // num_steps)
+    down = num_merged // num_steps
+    if isinstance(up, int):
+        return down if up * num_steps > num_tokens else up
+    return jnp.where(up * num_steps > num_tokens, down, up)
+
+
+def groups_left(num_tokens, tokens_per_step, num_steps, *, protect_first):
+    """How many groups bipartite matching leaves; all arguments are Python integers."""
+    for _ in range(num_steps):
+        num_tokens -= min(tokens_per_step, (num_tokens - int(protect_first)) // 2)
+    return num_tokens
 
 
 def sample_schedule(key, num_tokens, max_merged, max_steps):

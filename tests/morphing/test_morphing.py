@@ -1,0 +1,86 @@
+import jax
+import numpy as np
+import pytest
+
+from mim_jax.errors import UserError
+from mim_jax.morphing import Morphing, bipartite_groups
+
+TOKENS = np.random.default_rng(0).standard_normal((2, 16, 4)).astype(np.float32)
+PREDICTION = np.random.default_rng(1).standard_normal((2, 16, 4)).astype(np.float32)
+
+
+def test_none_leaves_every_token_alone():
+    morphing = Morphing(schedule='none')
+    groups = morphing.groups(jax.random.key(0), TOKENS)
+    np.testing.assert_array_equal(groups, np.broadcast_to(np.arange(16), (2, 16)))
+    ((prediction, target),) = morphing.pairs(jax.random.key(0), PREDICTION, TOKENS)
+    np.testing.assert_array_equal(prediction, PREDICTION)
+    np.testing.assert_array_equal(target, TOKENS)
+
+
+def test_fixed_takes_the_given_schedule_whatever_the_key():
+    morphing = Morphing(schedule='fixed', num_merged=7, num_steps=3, protect_first=False)
+    expected = bipartite_groups(TOKENS, 3, 3, protect_first=False)
+    for seed in range(3):
+        np.testing.assert_array_equal(morphing.groups(jax.random.key(seed), TOKENS), expected)
+    assert len(morphing.pairs(jax.random.key(0), PREDICTION, TOKENS)) == 1
+
+
+def test_random_draws_one_schedule_for_each_pair():
+    pairs = Morphing(num_draws=6).pairs(jax.random.key(0), PREDICTION, TOKENS)
+    assert len(pairs) == 6
+    numbers = {len(np.unique(target[0], axis=0)) for _, target in pairs}
+    assert len(numbers) > 1
+    # Prediction and target are averaged over the same groups.
+    for prediction, target in pairs:
+        for image in range(2):
+            same = (target[image][:, None] == target[image][None]).all(axis=-1)
+            expected = same @ PREDICTION[image] / same.sum(axis=-1, keepdims=True)
+            np.testing.assert_allclose(prediction[image], expected, atol=1e-6)
+
+
+def test_pairs_have_a_gradient_for_the_prediction():
+    def loss(prediction, target):
+        pairs = Morphing().pairs(jax.random.key(3), prediction, target)
+        return sum(((p - t) ** 2).mean() for p, t in pairs)
+
+    gradient = jax.grad(loss)(PREDICTION, TOKENS)
+    assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0
+
+
+def test_max_merged_bounds_the_draw():
+    morphing = Morphing(max_merged=3, max_steps=1)
+    for seed in range(20):
+        assert np.asarray(morphing.groups(jax.random.key(seed), TOKENS)).max() + 1 >= 16 - 3
+
+
+@pytest.mark.parametrize('schedule', ['random', 'fixed'])
+def test_examples_are_titled_by_the_groups_they_have(schedule):
+    groups, titles = Morphing(schedule=schedule).examples(TOKENS)
+    assert groups.shape == (len(titles), 2, 16)
+    for found, title in zip(np.asarray(groups), titles, strict=True):
+        assert title.startswith(f'{found.max() + 1} groups, ')
+
+
+@pytest.mark.parametrize(
+    'fields, named',
+    [
+        ({'schedule': 'cosine'}, 'schedule'),
+        ({'max_merged': -1}, 'max_merged'),
+        ({'num_merged': -1}, 'num_merged'),
+        ({'max_steps': 0}, 'max_steps'),
+        ({'num_steps': 0}, 'num_steps'),
+        ({'num_draws': 0}, 'num_draws'),
+    ],
+)
+def test_impossible_values_are_refused(fields, named):
+    with pytest.raises(ValueError, match=named):
+        Morphing(**fields)
+
+
+@pytest.mark.parametrize(
+    'morphing', [Morphing(max_merged=17), Morphing(schedule='fixed', num_merged=17)]
+)
+def test_more_merged_tokens_than_there_are_is_the_users_mistake(morphing):
+    with pytest.raises(UserError, match='only 16 tokens'):
+        morphing.groups(jax.random.key(0), TOKENS)
