@@ -1,0 +1,63 @@
+"""The MAE decoder and the heads."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mim_jax.models import Encoded, MAEDecoder, PooledClassifier, TokenHead
+from mim_jax.models.decoders import unshuffle
+
+
+def test_unshuffle_puts_tokens_back_and_fills_the_rest():
+    rng = np.random.default_rng(0)
+    tokens, fill = rng.normal(size=(2, 3, 4)).astype(np.float32), np.arange(4.0)
+    ids = np.array([[5, 0, 2], [1, 3, 4]])
+    full = unshuffle(jnp.asarray(tokens), visible_ids=ids, fill=fill, num_tokens=6)
+    expected = np.tile(fill, (2, 6, 1)).astype(np.float32)
+    for b in range(2):
+        for k in range(3):
+            expected[b, ids[b, k]] = tokens[b, k]
+    np.testing.assert_array_equal(full, expected)
+
+
+def test_decoder_predicts_every_patch_whatever_the_order_of_the_visible_ones():
+    decoder = MAEDecoder(width=16, depth=2, heads=2)
+    rng = np.random.default_rng(0)
+    tokens = rng.normal(size=(2, 3, 8)).astype(np.float32)
+    ids = np.array([[5, 0, 2], [1, 3, 4]])
+    variables = decoder.init(jax.random.key(0), tokens, grid=(2, 3), features=5)
+    call = {'grid': (2, 3), 'features': 5, 'class_token': rng.normal(size=(2, 8))}
+    decode = jax.jit(lambda x, ids: decoder.apply(variables, x, visible_ids=ids, **call))
+    prediction = decode(tokens, ids)
+    chex.assert_shape(prediction, (2, 6, 5))
+    assert prediction.dtype == jnp.float32
+    turned = decode(tokens[:, ::-1], ids[:, ::-1])
+    np.testing.assert_allclose(prediction, turned, atol=1e-5)
+
+
+def test_token_head_is_one_matrix_product():
+    head = TokenHead(5)
+    tokens = np.random.default_rng(0).normal(size=(2, 3, 8)).astype(np.float32)
+    params = head.init(jax.random.key(0), tokens)
+    linear = params['params']['linear']
+    np.testing.assert_allclose(
+        head.apply(params, tokens), tokens @ linear['kernel'] + linear['bias'], atol=1e-5
+    )
+
+
+def test_pooled_classifier():
+    rng = np.random.default_rng(0)
+    tokens = rng.normal(size=(2, 6, 8)).astype(np.float32)
+    encoded = Encoded(tokens=tokens, class_token=tokens[:, 1])
+    for pooling, pooled in (('mean', tokens.mean(axis=1)), ('class_token', tokens[:, 1])):
+        head = PooledClassifier(10, pooling=pooling)
+        params = head.init(jax.random.key(0), encoded)
+        normed = pooled - pooled.mean(-1, keepdims=True)
+        normed /= np.sqrt(normed.var(-1, keepdims=True) + 1e-6)
+        kernel = np.asarray(params['params']['linear']['kernel'])
+        assert 0 < np.abs(kernel).max() <= 0.02 * 0.001
+        np.testing.assert_allclose(head.apply(params, encoded), normed @ kernel, atol=1e-8)
+    with pytest.raises(ValueError, match='pooling'):
+        PooledClassifier(10, pooling='max').init(jax.random.key(0), encoded)
