@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from mim_jax.errors import UserError
-from mim_jax.masking.random import _hide, check_ratio
+from mim_jax.masking.random import check_ratio, hide_at_random
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class GridMasking:
     def __call__(self, keys, *, grid):
         """mask [B, N] bool, True = hidden, from one PRNG key per image [B]."""
         (rows, columns), hidden = self._cells(grid)
-        mask = _hide(keys, num_patches=rows * columns, count=hidden)
+        mask = hide_at_random(keys, num_patches=rows * columns, count=hidden)
         mask = mask.reshape(-1, rows, columns)
         mask = jnp.repeat(jnp.repeat(mask, self.cell[0], axis=1), self.cell[1], axis=2)
         return mask.reshape(mask.shape[0], -1)

@@ -36,11 +36,12 @@ class RandomMasking:
 
     def __call__(self, keys, *, grid):
         """mask [B, N] bool, True = hidden, from one PRNG key per image [B]."""
-        return _hide(keys, num_patches=grid[0] * grid[1], count=self.count(grid))
+        return hide_at_random(keys, num_patches=grid[0] * grid[1], count=self.count(grid))
 
 
 @functools.partial(jax.jit, static_argnames=('num_patches', 'count'))
-def _hide(keys, *, num_patches, count):
+def hide_at_random(keys, *, num_patches, count):
+    """Mask [B, num_patches] with `count` True in every row, from keys [B]."""
     noise = jax.vmap(lambda key: jax.random.uniform(key, (num_patches,)))(keys)
     return lowest(noise, count=count)
 

@@ -16,7 +16,7 @@ _spec = importlib.util.spec_from_file_location('reference', Path(__file__).paren
 reference = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(reference)
 
-SIZES = [(16, 8), (31, 64), (49, 16), (64, 32), (100, 24), (196, 48), (256, 16), (197, 512)]
+SIZES = [(16, 8), (49, 16), (64, 32), (100, 24), (196, 48), (197, 256), (256, 16)]
 
 
 def random_tokens(rng, kind, shape):
@@ -34,14 +34,14 @@ def random_tokens(rng, kind, shape):
 @pytest.mark.parametrize('size', SIZES, ids=str)
 @pytest.mark.parametrize('kind', ['noise', 'lengths', 'objects'])
 def test_groups_equal_the_step_by_step_definition(size, kind):
-    """In every one of 8 x 3 x 48 = 1152 images, with schedules as DTM draws them and others."""
+    """In every one of 7 x 3 x 56 = 1176 images, with schedules as DTM draws them and others."""
     num_tokens, width = size
     rng = np.random.default_rng([num_tokens, width, len(kind)])
-    for case in range(12):
+    for case in range(14):
         protect_first = bool(case % 2)
         tokens = random_tokens(rng, kind, (4, num_tokens, width))
         num_steps = int(rng.integers(1, 15))
-        most = num_tokens // num_steps if case < 10 else num_tokens
+        most = num_tokens // num_steps if case < 12 else num_tokens
         tokens_per_step = int(rng.integers(0, most + 1))
         found = np.asarray(
             bipartite_groups(tokens, tokens_per_step, num_steps, protect_first=protect_first)
