@@ -142,10 +142,11 @@ def override(config: ConfigDict, cls: type, assignments: list[tuple[str, str]]) 
             if text not in options:
                 raise UserError(unknown(f'{path}={text}', text, options, 'option'))
             if text != section['name']:
-                for old in list(section):
-                    del section[old]
-                section['name'] = text
-                section.update(written(options[text]()))
+                with section.unlocked():
+                    for old in list(section):
+                        del section[old]
+                    section['name'] = text
+                    section.update(written(options[text]()))
             continue
         field, kind = _find(kind, key, path)
         if field.metadata.get('options') or dataclasses.is_dataclass(kind):

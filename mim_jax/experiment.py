@@ -104,7 +104,8 @@ RESUMABLE = (
 
 def default_config(objective: str) -> ConfigDict:
     """A config with every field of every section at its default, for one of OBJECTIVES."""
-    return configs.written(Experiment(objective=OBJECTIVES[objective]()))
+    config = configs.written(Experiment(objective=OBJECTIVES[objective]()))
+    return config.lock()  # a misspelt field in a config file is an error
 
 
 def from_config(config: ConfigDict) -> Experiment:
@@ -117,10 +118,15 @@ def from_config(config: ConfigDict) -> Experiment:
     return configs.build(Experiment, section, path='')
 
 
+def make_inputs(experiment: Experiment, *, num_classes: int | None) -> Inputs:
+    """What the parts of the method are told of the images."""
+    data = experiment.data
+    return Inputs(tuple(data.image_size), data.channels, data.mean, data.std, num_classes)
+
+
 def make_objective(experiment: Experiment, *, num_classes: int | None) -> Objective:
     """The objective, bound to the encoder and the inputs of the config."""
-    data = experiment.data
-    inputs = Inputs(tuple(data.image_size), data.channels, data.mean, data.std, num_classes)
+    inputs = make_inputs(experiment, num_classes=num_classes)
     objective = experiment.objective.bind(experiment.model, inputs)
     objective.grid  # noqa: B018  an image that does not divide into patches is reported here
     if objective.needs_ema and experiment.train.ema_decay is None:

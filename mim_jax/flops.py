@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import jax
+from jax.extend import core
 
 
 def matmul_flops(jaxpr: Any) -> int:
@@ -38,7 +39,9 @@ def matmul_flops(jaxpr: Any) -> int:
 
 
 def _inner(params: dict[str, Any]) -> list[Any]:
-    is_jaxpr = lambda x: isinstance(x, (jax.extend.core.Jaxpr, jax.extend.core.ClosedJaxpr))  # noqa: E731
-    return [
-        leaf for leaf in jax.tree.leaves(list(params.values()), is_leaf=is_jaxpr) if is_jaxpr(leaf)
-    ]
+    leaves = jax.tree.leaves(list(params.values()), is_leaf=_is_jaxpr)
+    return [leaf for leaf in leaves if _is_jaxpr(leaf)]
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return isinstance(value, (core.Jaxpr, core.ClosedJaxpr))

@@ -28,7 +28,7 @@ class MAE(TokenPrediction):
         self, variables: Variables, images: jax.Array, mask: jax.Array, drop_path_keys: Any = None
     ) -> jax.Array:
         params = variables['params']
-        num_visible = mask.shape[1] - self.masking.num_masked(self.grid)
+        num_visible = mask.shape[1] - self.masking.count(self.grid)
         visible = visible_ids(mask, num_visible=num_visible)
         encoded = self.encoder.apply(
             {'params': params['encoder']},

@@ -35,6 +35,11 @@ class TokenPrediction(Objective):
     def needs_ema(self) -> bool:
         return self.target.needs_ema
 
+    def bind(self, encoder: ViT, inputs: Inputs) -> Objective:
+        bound = super().bind(encoder, inputs)
+        self.masking.count(bound.grid)  # says what is wrong where the mask does not fit the grid
+        return bound
+
     def init_predictor(self, key: jax.Array, features: int) -> Variables:
         """Parameters beside the encoder's, for targets of `features` numbers."""
         raise NotImplementedError

@@ -1,0 +1,117 @@
+"""Schedules against their formulas, AdamW against a NumPy loop, layer decay and clipping."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mim_jax.config import Clock
+from mim_jax.optimizers import OptimizerConfig, make_optimizer, make_schedule
+
+CLOCK = Clock(batch_size=1024, epoch_examples=1024, total_steps=100)
+
+
+def test_cosine_with_linear_scaling_is_maes_formula():
+    config = OptimizerConfig(learning_rate=1.5e-4, reference_batch=256, warmup_epochs=10.0)
+    schedule = make_schedule(config, CLOCK)
+    peak = 1.5e-4 * 1024 / 256
+    for step in (0, 3, 10, 55, 99):
+        if step < 10:
+            expected = peak * step / 10
+        else:
+            expected = peak * 0.5 * (1 + math.cos(math.pi * (step - 10) / 90))
+        np.testing.assert_allclose(schedule(step), expected, rtol=1e-5, atol=1e-10)
+
+
+def test_square_root_scaling_and_end_rate():
+    config = OptimizerConfig(
+        learning_rate=1.5e-3, scaling='sqrt', reference_batch=2048, end_learning_rate=1e-5
+    )
+    schedule = make_schedule(config, CLOCK)
+    np.testing.assert_allclose(schedule(0), 1.5e-3 * math.sqrt(1024 / 2048), rtol=1e-6)
+    np.testing.assert_allclose(schedule(100), 1e-5, rtol=1e-4)
+
+
+def test_multistep_as_simmim():
+    config = OptimizerConfig(
+        learning_rate=1e-4,
+        reference_batch=512,
+        schedule='multistep',
+        decay_percent=(87.5,),
+        warmup_steps=10,
+        warmup_learning_rate=5e-7,
+        scale_ends=True,
+    )
+    schedule = make_schedule(config, Clock(1024, None, 80))
+    np.testing.assert_allclose(schedule(0), 2 * 5e-7, rtol=1e-5)
+    np.testing.assert_allclose(schedule(10), 2e-4, rtol=1e-5)
+    np.testing.assert_allclose(schedule(69), 2e-4, rtol=1e-5)
+    np.testing.assert_allclose(schedule(71), 2e-5, rtol=1e-5)
+
+
+def test_adamw_equals_a_plain_loop():
+    config = OptimizerConfig(
+        learning_rate=0.01,
+        scaling='none',
+        schedule='constant',
+        beta2=0.9,
+        weight_decay=0.1,
+        clip_norm=1.0,
+        layer_decay=0.5,
+    )
+    params = {'w': jnp.array([[1.0, -2.0]]), 'b': jnp.array([0.5])}
+    optimizer = make_optimizer(
+        config,
+        make_schedule(config, CLOCK),
+        decayed={'w': True, 'b': False},
+        layers={'w': 0, 'b': 2},
+        num_layers=2,
+    )
+    state = optimizer.init(params)
+    rng = np.random.default_rng(0)
+    expected = {name: np.array(value, np.float64) for name, value in params.items()}
+    m = {name: 0.0 for name in params}
+    v = {name: 0.0 for name in params}
+    for t in range(1, 6):
+        grads = {name: rng.normal(size=value.shape) * 3 for name, value in expected.items()}
+        updates, state = optimizer.update(
+            jax.tree.map(lambda g: jnp.asarray(g, jnp.float32), grads), state, params
+        )
+        params = jax.tree.map(jnp.add, params, updates)
+        norm = math.sqrt(sum((g**2).sum() for g in grads.values()))
+        for name, g in grads.items():
+            g = g / max(norm, 1.0)
+            m[name] = 0.9 * m[name] + 0.1 * g
+            v[name] = 0.9 * v[name] + 0.1 * g**2
+            step = (m[name] / (1 - 0.9**t)) / (np.sqrt(v[name] / (1 - 0.9**t)) + 1e-8)
+            decay = 0.1 * expected[name] if name == 'w' else 0.0
+            scale = 0.5**2 if name == 'w' else 1.0
+            expected[name] = expected[name] - 0.01 * scale * (step + decay)
+    for name in params:
+        np.testing.assert_allclose(params[name], expected[name], rtol=1e-5)
+
+
+def test_layer_decay_scales_stacked_blocks_one_by_one():
+    config = OptimizerConfig(
+        learning_rate=1.0, scaling='none', schedule='constant', weight_decay=0.0, layer_decay=0.5
+    )
+    params = {'blocks': jnp.zeros((3, 2, 2))}
+    optimizer = make_optimizer(
+        config,
+        make_schedule(config, CLOCK),
+        decayed={'blocks': True},
+        layers={'blocks': np.arange(1, 4)},
+        num_layers=4,
+    )
+    updates, _ = optimizer.update({'blocks': jnp.ones((3, 2, 2))}, optimizer.init(params), params)
+    # The first step of Adam is minus the learning rate wherever the gradient is positive.
+    expected = -np.array([0.125, 0.25, 0.5])[:, None, None] * np.ones((3, 2, 2))
+    np.testing.assert_allclose(updates['blocks'], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize('field', ['learning_rate', 'clip_norm'])
+def test_impossible_values_are_refused(field):
+    with pytest.raises(ValueError, match=field):
+        OptimizerConfig(**{field: -1.0})

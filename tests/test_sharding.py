@@ -1,0 +1,80 @@
+"""The mesh, the rules for parameters, and what is said when they do not fit."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from mim_jax import sharding
+from mim_jax.errors import UserError
+from mim_jax.sharding import MeshConfig
+
+
+def mesh(**axes):
+    return sharding.make_mesh(MeshConfig(**axes))
+
+
+def test_minus_one_takes_the_remaining_devices():
+    assert dict(mesh(data=-1, fsdp=4).shape) == {'data': 2, 'fsdp': 4, 'tensor': 1}
+
+
+def test_one_process_may_use_fewer_devices():
+    assert mesh(data=2).size == 2
+
+
+@pytest.mark.parametrize(
+    ('axes', 'said'),
+    [
+        (dict(data=16), 'needs 16 devices, but there are 8'),
+        (dict(data=-1, fsdp=3), 'does not divide the 8 devices'),
+    ],
+)
+def test_meshes_that_do_not_fit(axes, said):
+    with pytest.raises(UserError, match=said):
+        mesh(**axes)
+
+
+@pytest.mark.parametrize('axes', [dict(data=-1, fsdp=-1), dict(data=0), dict(tensor=-2)])
+def test_impossible_axes(axes):
+    with pytest.raises(ValueError, match='must be positive'):
+        MeshConfig(**axes)
+
+
+@pytest.mark.parametrize(
+    ('path', 'shape', 'spec'),
+    [
+        ('params/encoder/blocks/mlp/fc1/kernel', (12, 64, 256), P(None, 'fsdp', 'tensor')),
+        ('params/encoder/blocks/mlp/fc2/kernel', (12, 256, 64), P(None, 'tensor', 'fsdp')),
+        ('params/encoder/blocks/attention/qkv/kernel', (12, 64, 192), P(None, 'fsdp', 'tensor')),
+        ('params/encoder/patch_embed/kernel', (768, 64), P('fsdp', None)),
+        ('params/encoder/blocks/norm1/scale', (12, 64), P()),
+        ('opt_state/0/mu/encoder/blocks/mlp/fc1/kernel', (12, 64, 256), P(None, 'fsdp', 'tensor')),
+        ('params/encoder/blocks/odd', (12, 101, 103), P(None, None, None)),
+    ],
+)
+def test_large_arrays_are_split_and_small_ones_are_not(path, shape, spec):
+    result = sharding.partition(path, shape, mesh(data=2, fsdp=2, tensor=2), min_shard_size=4096)
+    assert result == spec
+
+
+def test_batches_must_divide_over_mesh_and_accumulation():
+    m = mesh(data=2, fsdp=4)
+    sharding.check_batch(16, m, accumulation=2)
+    with pytest.raises(UserError, match='use for example 16'):
+        sharding.check_batch(12, m, accumulation=2)
+
+
+def test_put_batch_splits_over_data_and_fsdp():
+    m = mesh(data=2, fsdp=2, tensor=2)
+    images = np.arange(8 * 2 * 2 * 3, dtype=np.uint8).reshape(8, 2, 2, 3)
+    put = sharding.put_batch({'images': images}, m)['images']
+    np.testing.assert_array_equal(put, images)
+    assert {shard.data.shape[0] for shard in put.addressable_shards} == {2}
+
+
+def test_put_tree_gives_every_device_its_part():
+    m = mesh(data=1, fsdp=8)
+    place = jax.sharding.NamedSharding(m, P('fsdp'))
+    put = sharding.put_tree({'x': np.arange(16.0)}, {'x': place})['x']
+    np.testing.assert_array_equal(put, np.arange(16.0))
+    assert put.sharding == place
