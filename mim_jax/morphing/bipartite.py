@@ -5,8 +5,6 @@ tokens with all tokens every step works on an N x N matrix: the feature width is
 All images share the number of live tokens, a traced scalar, so one compiled loop serves every draw.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -46,11 +44,12 @@ def bipartite_groups(tokens, tokens_per_step, num_steps, *, protect_first):
     tokens_per_step = jnp.asarray(tokens_per_step, jnp.int32)
     num_steps = jnp.asarray(num_steps, jnp.int32)
     tokens = lax.stop_gradient(tokens).astype(jnp.float32)
-    return _groups(tokens, tokens_per_step, num_steps, protected=int(protect_first))
+    protected = jnp.asarray(protect_first, jnp.int32)
+    return _groups(tokens, tokens_per_step, num_steps, protected)
 
 
-@functools.partial(jax.jit, static_argnames='protected')
-def _groups(tokens, tokens_per_step, num_steps, *, protected):
+@jax.jit
+def _groups(tokens, tokens_per_step, num_steps, protected):
     batch, num_tokens, _ = tokens.shape
     groups = jnp.broadcast_to(jnp.arange(num_tokens, dtype=jnp.int32), (batch, num_tokens))
     if num_tokens < 2:
@@ -102,10 +101,8 @@ def _match(products, *, live, merges, protected):
     best_rest = jnp.where(candidate, best_rest[..., 0], 0.0)
     rank = _rank(best, best_rest)
     joins = rank < merges
-    if protected:
-        stays = jnp.cumsum(~joins, axis=-1, dtype=jnp.int32) - 1
-    else:
-        stays = rank - merges
+    in_order = jnp.cumsum(~joins, axis=-1, dtype=jnp.int32) - 1
+    stays = jnp.where(protected > 0, in_order, rank - merges)
     kept = live_a - merges
     position_a = jnp.where(joins, kept + partner, stays)
     position_b = jnp.broadcast_to(kept + index_b, (batch, num_tokens // 2))
