@@ -25,7 +25,7 @@ setup(
         'ml-collections>=1.0',
         'numpy',
         'opencv-python-headless',
-        'optax',
+        'optax>=0.2.6',
         'orbax-checkpoint',
         'safetensors',
         'scikit-learn',

@@ -16,24 +16,22 @@ from mim_jax.program import Program
 class Evaluation:
     """Runs the evaluators of the config section `eval` on the variables of a program.
 
-    What cannot be evaluated (a source without labels, or without an evaluation split) is said once
-    through `say`, when this is built.
+    `missing` says why nothing is evaluated, where the data has no labels or no evaluation split;
+    otherwise it is None.
     """
 
-    def __init__(self, program: Program, source: data.Source, say: Callable[[str], None]):
+    def __init__(self, program: Program, source: data.Source):
         self._program = program
         self._source = source
         self._config = program.run.data
         self._features = {}
         self._test = None
-        names = program.run.eval.evaluators
-        if not names:
-            return
+        self.missing = None
         if source.num_classes is None:
-            say(f'No evaluation ({", ".join(names)}): the training images have no labels.')
+            self.missing = 'No evaluation: the training images have no labels.'
         elif self._config.eval_split is None:
-            say(f'No evaluation ({", ".join(names)}): config.data.eval_split is none.')
-        else:
+            self.missing = 'No evaluation: config.data.eval_split is none.'
+        elif program.run.eval.evaluators:
             self._test = data.make_source(self._config, split=self._config.eval_split)
 
     def run(self, variables: dict[str, Any]) -> dict[str, float]:

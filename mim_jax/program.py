@@ -79,8 +79,8 @@ class Program:
         step = dataclasses.replace(self.step, objective=objective)
         return flops.matmul_flops(jax.make_jaxpr(step)(self.abstract_state, self.abstract_batch))
 
-    def init(self) -> TrainState:
-        """The state before the first step, born with its shardings; frozen networks are read in."""
+    def init(self, pretrained: dict[str, Any]) -> TrainState:
+        """The state before the first step, born with its shardings; see `pretrained`."""
         images = experiment.image_struct(self.run)
 
         def trained() -> TrainState:
@@ -88,19 +88,15 @@ class Program:
             return _without_frozen(self.step.init(images))
 
         place = jax.tree.map(lambda x: x.sharding, _without_frozen(self.abstract_state))
-        return self.with_pretrained(jax.jit(trained, out_shardings=place)(), fresh=True)
-
-    def with_pretrained(self, state: TrainState, *, fresh: bool) -> TrainState:
-        """Adds what comes from files: frozen collections always, others to a fresh state only."""
-        read = self.pretrained() if fresh else self.frozen()
-        return state.replace(variables={**state.variables, **read})
-
-    def frozen(self) -> dict[str, Any]:
-        """The collections that checkpoints leave out, from their own files."""
-        return {name: value for name, value in self.pretrained().items() if name in FROZEN}
+        state = jax.jit(trained, out_shardings=place)()
+        return state.replace(variables={**state.variables, **pretrained})
 
     def pretrained(self) -> dict[str, Any]:
-        """All collections that the objective reads from files, on the mesh."""
+        """The collections that the objective reads from files, on the mesh.
+
+        The FROZEN ones are no part of checkpoints and are read at every start; others only replace
+        what a fresh run would draw at random.
+        """
         place = {
             name: jax.tree.map(lambda x: x.sharding, value)
             for name, value in self.abstract_state.variables.items()

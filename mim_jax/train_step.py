@@ -81,8 +81,8 @@ class TrainStep:
             )
         metrics |= {
             'learning_rate': jnp.asarray(self.schedule(state.step), jnp.float32),
-            'grad_norm': optax.global_norm(grads),
-            'param_norm': optax.global_norm(params),
+            'grad_norm': optax.tree.norm(grads),
+            'param_norm': optax.tree.norm(params),
         }
         return TrainState(state.step + 1, variables, opt_state), metrics
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import jax
 
-from mim_jax import data, evaluation, sharding
+from mim_jax import data, sharding
 from mim_jax.checkpoints import Checkpoints
 from mim_jax.distributed import StopSignal
 from mim_jax.errors import UserError
+from mim_jax.evaluation import Evaluation
 from mim_jax.experiment import Experiment
 from mim_jax.logs import Logger, Throughput, peak_flops
 from mim_jax.program import Program
@@ -23,7 +24,11 @@ IN_FLIGHT = 2
 
 
 class Trainer:
-    """One run in one work directory; `train` is all there is to call."""
+    """One run in one work directory.
+
+    Building one reads what the run needs and so finds every mistake of the config before anything
+    is written; `train` does the rest.
+    """
 
     def __init__(self, run: Experiment, workdir: str | Path):
         self.run = run
@@ -32,6 +37,8 @@ class Trainer:
         self.program = Program.make(
             run, epoch_examples=len(self.source), num_classes=self.source.num_classes
         )
+        self.evaluation = Evaluation(self.program, self.source)
+        self.pretrained = self.program.pretrained()
         self._pictured = None  # images of every picture of this run
         clock = self.program.clock
         self.total = clock.total_steps
@@ -59,7 +66,8 @@ class Trainer:
         if first >= self.total:
             self.logger.message(f'{self.workdir}: all {self.total} steps are done already.')
             return
-        self.evaluation = evaluation.Evaluation(self.program, self.source, self.logger.message)
+        if self.evaluation.missing:
+            self.logger.message(self.evaluation.missing)
         state, self.batches = self._start(checkpoints)
         step_fn = self._compile()
         if first == 0:
@@ -115,11 +123,11 @@ class Trainer:
         )
         step = checkpoints.latest_step
         if step is None:
-            return self.program.init(), batches
+            return self.program.init(self.pretrained), batches
         state, data_state = checkpoints.restore(self.program.restorable(), step=step)
         batches.set_state(data_state)
         self.logger.message(f'{self.workdir}: resuming after step {step} of {self.total}.')
-        return self.program.with_pretrained(state, fresh=False), batches
+        return state.replace(variables={**self.pretrained, **state.variables}), batches
 
     def _compile(self) -> Any:
         traced = self.program.trace()

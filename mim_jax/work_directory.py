@@ -81,7 +81,7 @@ def restore_run(
         num_classes=source.num_classes,
         devices=jax.local_devices()[:1],
     )
-    return program, {**variables, **program.frozen()}, step
+    return program, {**program.pretrained(), **variables}, step
 
 
 def load_encoder(workdir: str | Path) -> tuple[ViT, Any]:
