@@ -223,7 +223,7 @@ class VisionTransformer(nn.Module):
         if c.class_token:
             class_token = self.param('class_token', normal_token, (c.width,))
             if class_position is not None:
-                class_token += class_position
+                class_token = class_token + class_position  # may be NumPy: never in place
             prefix.append(class_token[None])
         if c.num_registers:
             prefix.append(self.param('registers', normal_token, (c.num_registers, c.width)))
