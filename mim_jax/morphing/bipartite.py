@@ -65,8 +65,9 @@ def _groups(tokens, tokens_per_step, num_steps, protected):
     def join(carry):
         step, live, groups, products = carry
         merges = count(live)
-        position = _match(products, live=live, merges=merges, protected=protected)
-        products = _fold(products, position)
+        kept = (live + 1) // 2 - merges
+        position = _match(products, live=live, merges=merges, kept=kept, protected=protected)
+        products = _fold(products, position, kept)
         groups = jnp.take_along_axis(position, groups, axis=1)
         return step + 1, live - merges, groups, products
 
@@ -74,8 +75,10 @@ def _groups(tokens, tokens_per_step, num_steps, protected):
     return lax.while_loop(unfinished, join, start)[2]
 
 
-def _match(products, *, live, merges, protected):
-    """One step's matching: for each position [B, N] the position that it takes in the new order."""
+def _match(products, *, live, merges, kept, protected):
+    """One step's matching: for each position [B, N] the position that it takes in the new order,
+    the `kept` tokens of A first.
+    """
     batch, num_tokens = products.shape[1:3]
     high, low = products
     norms = pairs.inverse_sqrt(*jnp.diagonal(products, axis1=-2, axis2=-1))
@@ -103,11 +106,10 @@ def _match(products, *, live, merges, protected):
     joins = rank < merges
     in_order = jnp.cumsum(~joins, axis=-1, dtype=jnp.int32) - 1
     stays = jnp.where(protected > 0, in_order, rank - merges)
-    kept = live_a - merges
     position_a = jnp.where(joins, kept + partner, stays)
     position_b = jnp.broadcast_to(kept + index_b, (batch, num_tokens // 2))
-    position = jnp.zeros((batch, num_tokens), jnp.int32)
-    position = position.at[:, 0::2].set(position_a).at[:, 1::2].set(position_b)
+    position_b = jnp.pad(position_b, ((0, 0), (0, num_tokens % 2)))
+    position = jnp.stack([position_a, position_b], axis=-1).reshape(batch, -1)[:, :num_tokens]
     # Dead positions hold zeros: wherever they go they add nothing.
     return jnp.clip(position, 0, num_tokens - 1)
 
@@ -122,15 +124,15 @@ def _rank(value, rest):
     return jnp.sum(ahead, axis=-1, dtype=jnp.int32)
 
 
-def _fold(products, position):
+def _fold(products, position, kept):
     """Moves rows and columns of [2, B, N, N] to their new positions; those that meet are added.
 
     Every sum is exact (see `pairs.gram`), so both forms give the same matrix.
     """
-    return lax.platform_dependent(products, position, cpu=_fold_scatter, default=_fold_matmul)
+    return lax.platform_dependent(products, position, kept, cpu=_fold_scatter, default=_fold_matmul)
 
 
-def _fold_scatter(products, position):
+def _fold_scatter(products, position, _):
     size = position.shape[-1]
 
     def one(matrix, position):
@@ -143,15 +145,16 @@ def _fold_scatter(products, position):
     return jax.vmap(per_image, in_axes=(0, None))(products, position)
 
 
-def _fold_matmul(products, position):
-    return _fold_rows(jnp.swapaxes(_fold_rows(products, position), -1, -2), position)
+def _fold_matmul(products, position, kept):
+    products = jnp.swapaxes(_fold_rows(products, position, kept), -1, -2)
+    return _fold_rows(products, position, kept)
 
 
-def _fold_rows(products, position):
+def _fold_rows(products, position, kept):
     """Set A by a product with a 0/1 matrix; B keeps its order, so that it only moves as a whole."""
     num_tokens = position.shape[-1]
     place = jnp.arange(num_tokens)[None, :, None] == position[:, None, 0::2]
     moved = jax.vmap(indicator_matmul, in_axes=(None, 0))(place, products[:, :, 0::2])
     padding = (num_tokens + 1) // 2
     rest = jnp.pad(products[:, :, 1::2], ((0, 0), (0, 0), (0, padding), (0, 0)))
-    return moved + jnp.roll(rest, position[0, 1], axis=-2)
+    return moved + jnp.roll(rest, kept, axis=-2)

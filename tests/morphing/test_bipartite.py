@@ -206,23 +206,24 @@ def test_many_schedules_at_once():
         np.testing.assert_array_equal(found[i], expected)
 
 
-def test_images_are_grouped_where_they_lie():
+@pytest.mark.parametrize('form', ['_fold_scatter', '_fold_matmul'])
+def test_images_are_grouped_where_they_lie(form, monkeypatch):
     """On a mesh no token travels between devices, and the groups are those of one device."""
+    tokens = random_tokens(np.random.default_rng(6), 'objects', (8, 25, 16))
+    schedule = jnp.int32(2), jnp.int32(3)
+    expected = bipartite_groups(tokens, *schedule, protect_first=True)
+    monkeypatch.setattr(bipartite, '_fold', getattr(bipartite, form))
     mesh = jax.make_mesh((4,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
-    tokens = random_tokens(np.random.default_rng(6), 'objects', (8, 25, 16))
 
     @functools.partial(jax.jit, in_shardings=(sharding, None, None), out_shardings=sharding)
-    def morphed(tokens, r, k):
-        groups = bipartite_groups(tokens, r, k, protect_first=True)
-        return morph(tokens, groups)
+    def groups(tokens, r, k):
+        return bipartite._groups.__wrapped__(tokens, r, k, jnp.int32(1))
 
-    program = morphed.lower(tokens, jnp.int32(2), jnp.int32(3)).compile().as_text()
+    program = groups.lower(tokens, *schedule).compile()
     for collective in ('all-gather', 'all-reduce', 'all-to-all', 'collective-permute'):
-        assert collective not in program
-    groups = bipartite_groups(tokens, 2, 3, protect_first=True)
-    found = morphed(tokens, jnp.int32(2), jnp.int32(3))
-    np.testing.assert_array_equal(found, morph(tokens, groups))
+        assert collective not in program.as_text()
+    np.testing.assert_array_equal(groups(tokens, *schedule), expected)
 
 
 def test_tokens_of_another_rank_are_refused():
