@@ -45,7 +45,16 @@ def test_impossible_axes(axes):
     [
         ('params/encoder/blocks/mlp/fc1/kernel', (12, 64, 256), P(None, 'fsdp', 'tensor')),
         ('params/encoder/blocks/mlp/fc2/kernel', (12, 256, 64), P(None, 'tensor', 'fsdp')),
-        ('params/encoder/blocks/attention/qkv/kernel', (12, 64, 192), P(None, 'fsdp', 'tensor')),
+        (
+            'params/encoder/blocks/attention/qkv/kernel',
+            (12, 64, 3, 4, 16),
+            P(None, 'fsdp', None, 'tensor', None),
+        ),
+        (
+            'params/encoder/blocks/attention/out/kernel',
+            (12, 4, 16, 64),
+            P(None, 'tensor', None, 'fsdp'),
+        ),
         ('params/encoder/patch_embed/kernel', (768, 64), P('fsdp', None)),
         ('params/encoder/blocks/norm1/scale', (12, 64), P()),
         ('opt_state/0/mu/encoder/blocks/mlp/fc1/kernel', (12, 64, 256), P(None, 'fsdp', 'tensor')),
