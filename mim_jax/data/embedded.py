@@ -2,7 +2,8 @@
 
 scikit-learn's 1,797 real handwritten digits (8x8 grey, UCI) are composed by a seeded generator
 into small colour scenes: random position, size, slant and colours (ink lighter than its ground),
-on a textured background with strokes as clutter. Training and test scenes are made from disjoint digits.
+on a textured background with strokes as clutter. Training and test scenes are made from disjoint
+digits.
 """
 
 import cv2
