@@ -27,20 +27,25 @@ def sincos_table(grid, width) -> np.ndarray:
     return np.concatenate([columns, rows], axis=-1).astype(np.float32)
 
 
-def resize_table(table, grid, *, method='cubic'):
-    """A table [h,w,D] on another grid; float32, without antialiasing.
+RESIZES = {
+    'bicubic': (jax.image.ResizeMethod.CUBIC_PYTORCH, False),
+    'bicubic_antialias': (jax.image.ResizeMethod.CUBIC, True),
+    'bilinear': (jax.image.ResizeMethod.LINEAR, False),
+}
 
-    'cubic' is PyTorch's bicubic (the rule for learned absolute tables in timm and transformers),
-    'linear' its bilinear (the rule for relative tables in transformers).
+
+def resize_table(table, grid, *, method='bicubic'):
+    """A table [h,w,D] on another grid, float32.
+
+    'bicubic' is PyTorch's, the rule for learned tables in timm and transformers;
+    'bicubic_antialias' PyTorch's with antialias=True (DINOv2 with registers); 'bilinear' the rule
+    for relative tables in transformers.
     """
     if tuple(table.shape[:2]) == tuple(grid):
         return table
-    rule = {
-        'cubic': jax.image.ResizeMethod.CUBIC_PYTORCH,
-        'linear': jax.image.ResizeMethod.LINEAR,
-    }[method]
+    rule, antialias = RESIZES[method]
     shape = (*grid, table.shape[-1])
-    return jax.image.resize(table.astype(jnp.float32), shape, rule, antialias=False)
+    return jax.image.resize(table.astype(jnp.float32), shape, rule, antialias=antialias)
 
 
 def stored_grid(module, name, *, grid, stored):
@@ -61,6 +66,7 @@ class LearnedPosition(nn.Module):
     width: int
     class_token: bool
     stored: tuple[int, ...] | None = None
+    resize: str = 'bicubic'
 
     @nn.compact
     def __call__(self, grid):
@@ -69,7 +75,8 @@ class LearnedPosition(nn.Module):
         class_position = None
         if self.class_token:
             class_position = self.param('class_token', normal_token, (self.width,))
-        return resize_table(table, grid).reshape(-1, self.width), class_position
+        table = resize_table(table, grid, method=self.resize)
+        return table.reshape(-1, self.width), class_position
 
 
 class RelativePosition(nn.Module):
@@ -101,7 +108,7 @@ class RelativePosition(nn.Module):
             stored=None if self.stored is None else tuple(2 * n - 1 for n in self.stored),
         )
         table = self.param('patches', nn.initializers.zeros, (*spans, self.heads))
-        table = resize_table(table, (2 * h - 1, 2 * w - 1), method='linear')
+        table = resize_table(table, (2 * h - 1, 2 * w - 1), method='bilinear')
         bias = spread_offsets(table, grid=self.grid)[None]
         if visible_ids is not None:
             bias = jax.vmap(lambda ids: bias[0][:, ids][:, :, ids])(visible_ids)

@@ -22,6 +22,7 @@ from mim_jax.models.positions import LearnedPosition, RelativePosition, sincos_t
 
 CHOICES = {
     'position': ('sincos', 'learned', 'none'),
+    'position_resize': ('bicubic', 'bicubic_antialias'),
     'relative_position': ('none', 'shared', 'per_block', 'both'),
     'qkv_bias': ('all', 'qv', 'none'),
     'activation': tuple(ACTIVATIONS),
@@ -65,6 +66,7 @@ class ViT:
     class_token: bool = True
     num_registers: int = 0
     position: str = 'sincos'
+    position_resize: str = 'bicubic'  # of a learned table on another grid
     relative_position: str = 'none'
     mask_token: bool = False
     layer_scale: float | None = None  # initial value; None: no layer scale
@@ -213,7 +215,7 @@ class VisionTransformer(nn.Module):
         elif c.position == 'learned':
             stored = c.grid and tuple(c.grid)
             positions, class_position = LearnedPosition(
-                c.width, c.class_token, stored, name='position'
+                c.width, c.class_token, stored, c.position_resize, name='position'
             )(grid)
         if positions is not None:
             x += (positions[None] if visible_ids is None else positions[visible_ids]).astype(

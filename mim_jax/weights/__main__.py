@@ -3,10 +3,12 @@
     python -m mim_jax.weights random --config=configs/NAME.py --out=FILE [--seed=0]
         [--dtype=float16] [--config.any.field=value ...]
     python -m mim_jax.weights export --workdir=DIR --out=FILE [--dtype=float16]
+    python -m mim_jax.weights import DIR --out=FILE [--dtype=float16]
     python -m mim_jax.weights inspect FILE
 
 `random` makes a file of random weights for the config's frozen teacher, `export` writes the encoder
-of a run of ours, `inspect` lists what a safetensors file holds.
+of a run of ours, `import` reads a Hugging Face directory (config.json, model.safetensors),
+`inspect` lists what a safetensors file holds.
 """
 
 import argparse
@@ -24,6 +26,8 @@ def main(arguments=None) -> int:
             random(options.config, options.out, assignments, seed=options.seed, dtype=options.dtype)
         elif options.command == 'export':
             export(options.workdir, options.out, dtype=options.dtype)
+        elif options.command == 'import':
+            import_(options.directory, options.out, dtype=options.dtype)
         else:
             print(inspect(options.file))
     except UserError as error:
@@ -41,7 +45,9 @@ def parse(arguments):
     one.add_argument('--seed', type=int, default=0)
     two = commands.add_parser('export', help='the encoder of a run')
     two.add_argument('--workdir', required=True, metavar='DIR')
-    for command in (one, two):
+    three = commands.add_parser('import', help='the image encoder of a Hugging Face directory')
+    three.add_argument('directory', metavar='DIR')
+    for command in (one, two, three):
         command.add_argument('--out', required=True, metavar='FILE')
         command.add_argument('--dtype', choices=('float32', 'float16'), default='float32')
     commands.add_parser('inspect', help='names, shapes and metadata').add_argument('file')
@@ -60,7 +66,7 @@ def random(config, out, assignments=(), *, seed=0, dtype='float32'):
     import jax
 
     from mim_jax import config as configs
-    from mim_jax.experiment import Experiment, from_config, make_objective
+    from mim_jax.experiment import Experiment, from_config, make_inputs
     from mim_jax.targets import Teacher
     from mim_jax.weights import native
 
@@ -69,7 +75,7 @@ def random(config, out, assignments=(), *, seed=0, dtype='float32'):
     teacher = getattr(experiment.objective, 'target', None)
     if not isinstance(teacher, Teacher):
         raise UserError(f'--config={config}: its objective has no frozen teacher to make')
-    inputs = make_objective(experiment, num_classes=None).inputs
+    inputs = make_inputs(experiment, num_classes=None)
     params = jax.jit(lambda key: teacher.init(key, inputs))(jax.random.key(seed))
     native.save(out, params, metadata=native.encoder_metadata(teacher.model), dtype=dtype)
     print(f'wrote random weights of seed {seed} to {out}')
@@ -86,6 +92,16 @@ def export(workdir, out, *, dtype='float32'):
     model, params = native.load_encoder(workdir)
     native.save(out, params, metadata={'model': json.dumps(model)}, dtype=dtype)
     print(f'wrote the encoder of {workdir} to {out}')
+
+
+def import_(directory, out, *, dtype='float32'):
+    """Writes the image encoder of a Hugging Face `directory` to `out`, in our naming."""
+    from mim_jax.weights import huggingface, native
+
+    model, params = huggingface.load_encoder(directory)
+    native.save(out, params, metadata=native.encoder_metadata(model), dtype=dtype)
+    print(f'wrote the encoder of {directory} to {out}')
+    print(f'its model section: {model}')
 
 
 def inspect(path) -> str:

@@ -30,7 +30,8 @@ def save(path, params, *, metadata=None, dtype='float32'):
         array = np.asarray(value)
         if jax.dtypes.issubdtype(array.dtype, np.floating):
             wide = array.astype(np.float32)
-            array = wide.astype(dtype)
+            with np.errstate(over='ignore'):
+                array = wide.astype(dtype)
             if dtype == 'float16' and not np.array_equal(np.isfinite(wide), np.isfinite(array)):
                 raise UserError(f'{name} has values beyond float16: export with --dtype=float32')
         tensors[name] = np.ascontiguousarray(array)
@@ -159,7 +160,7 @@ def check_params(params, expected, *, what):
         if name in have and not _fits(have[name], want[name])
     ]
     problems = [
-        f'{kind}: {_some(names)}'
+        f'{kind}: {some(names)}'
         for kind, names in (
             ('missing', missing),
             ('unexpected', unexpected),
@@ -177,6 +178,7 @@ def _fits(have, want):
     )
 
 
-def _some(names):
+def some(names):
+    """The first few of `names`, and how many more there are."""
     more = len(names) - LISTED
     return ', '.join(names[:LISTED]) + (f' and {more} more' if more > 0 else '')

@@ -1,0 +1,61 @@
+"""Distances and reductions against NumPy loops."""
+
+import jax
+import numpy as np
+import pytest
+
+from mim_jax import losses
+
+RNG = np.random.default_rng(0)
+PREDICTION, TARGET = RNG.normal(scale=3, size=(2, 2, 3, 5)).astype(np.float32)
+
+
+def by_hand(p, t, distance):
+    if distance == 'cosine':
+        return 1 - p @ t / np.sqrt((p @ p) * (t @ t))
+    d = np.abs(p - t)
+    if distance == 'l1':
+        return d.mean()
+    if distance == 'l2':
+        return (d**2).mean()
+    return np.mean([0.25 * x * x if x < 2 else x - 1 for x in d])
+
+
+@pytest.mark.parametrize('distance', ['cosine', 'l1', 'l2', 'smooth_l1'])
+def test_token_distances(distance):
+    values = losses.token_distance(PREDICTION, TARGET, distance=distance)
+    assert values.shape == (2, 3) and values.dtype == np.float32
+    for b in range(2):
+        for n in range(3):
+            expected = by_hand(PREDICTION[b, n], TARGET[b, n], distance)
+            np.testing.assert_allclose(values[b, n], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_half_precision_inputs_are_compared_in_float32():
+    half = PREDICTION.astype(np.float16)
+    expected = losses.token_distance(half.astype(np.float32), TARGET, distance='l2')
+    np.testing.assert_array_equal(losses.token_distance(half, TARGET, distance='l2'), expected)
+
+
+def test_unknown_distance_is_refused():
+    with pytest.raises(ValueError, match='allowed: cosine, l1, l2, smooth_l1'):
+        losses.token_distance(PREDICTION, TARGET, distance='l3')
+
+
+def test_cosine_of_a_zero_vector_is_zero_with_finite_gradient():
+    zero = np.zeros(5, np.float32)
+    value, gradient = jax.value_and_grad(lambda x: losses.cosine_distance(x, TARGET[0, 0]))(zero)
+    assert value == 1.0
+    assert np.abs(gradient).max() <= 1.0
+
+
+def test_masked_mean():
+    values, mask = RNG.normal(size=(2, 4)), RNG.random((2, 4)) < 0.5
+    np.testing.assert_allclose(losses.masked_mean(values, mask), values[mask].mean(), rtol=1e-5)
+    assert losses.masked_mean(values, np.zeros((2, 4), bool)) == 0
+
+
+def test_standardised_tokens():
+    tokens = np.asarray(losses.standardize_tokens(TARGET))
+    np.testing.assert_allclose(tokens.mean(axis=-1), 0, atol=1e-6)
+    np.testing.assert_allclose(tokens.std(axis=-1), 1, rtol=1e-4)

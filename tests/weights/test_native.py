@@ -1,0 +1,81 @@
+"""Weight files: whole or absent, and clear about what is wrong."""
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from mim_jax.errors import UserError
+from mim_jax.models import ViT
+from mim_jax.weights import native
+
+PARAMS = {
+    'a': {'kernel': np.arange(6, dtype=np.float32).reshape(2, 3), 'bias': np.ones(3, np.float32)},
+    'b': np.float32(0.1) * np.ones((2, 2), np.float32),
+}
+
+
+def test_save_and_load(tmp_path):
+    file = tmp_path / 'deep' / 'w.safetensors'
+    native.save(file, PARAMS, metadata={'note': 'x'})
+    params, metadata = native.load(file)
+    assert metadata == {'format': 'mim_jax', 'note': 'x'}
+    assert native.flatten(params).keys() == {'a/kernel', 'a/bias', 'b'}
+    np.testing.assert_array_equal(params['a']['kernel'], PARAMS['a']['kernel'])
+    assert safetensors.numpy.load_file(file).keys() == {'a/kernel', 'a/bias', 'b'}
+    assert [p.name for p in file.parent.iterdir()] == ['w.safetensors']
+
+
+def test_half_precision_storage(tmp_path):
+    native.save(tmp_path / 'w', PARAMS, dtype='float16')
+    assert safetensors.numpy.load_file(tmp_path / 'w')['b'].dtype == np.float16
+    b = native.load(tmp_path / 'w')[0]['b']
+    assert b.dtype == np.float32
+    np.testing.assert_array_equal(b, PARAMS['b'].astype(np.float16).astype(np.float32))
+    with pytest.raises(UserError, match='big has values beyond float16'):
+        native.save(tmp_path / 'v', {'big': np.float32([1e6])}, dtype='float16')
+    assert not (tmp_path / 'v').exists()
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    native.save(tmp_path / 'w', PARAMS)
+    before = (tmp_path / 'w').read_bytes()
+
+    def fail(*_):
+        raise OSError('disk full')
+
+    monkeypatch.setattr('os.replace', fail)
+    with pytest.raises(OSError, match='disk full'):
+        native.save(tmp_path / 'w', {'other': np.zeros(2, np.float32)})
+    assert [p.name for p in tmp_path.iterdir()] == ['w']
+    assert (tmp_path / 'w').read_bytes() == before
+
+
+def test_what_cannot_be_read_is_one_sentence(tmp_path):
+    native.save(tmp_path / 'w', PARAMS)
+    whole = (tmp_path / 'w').read_bytes()
+    for cut in (0, 5, len(whole) // 2, len(whole) - 1):
+        (tmp_path / 'cut').write_bytes(whole[:cut])
+        for read in (native.load, native.read_header):
+            with pytest.raises(UserError, match='cut cannot be read as safetensors'):
+                read(tmp_path / 'cut')
+    with pytest.raises(UserError, match='nowhere does not exist'):
+        native.load(tmp_path / 'nowhere')
+    with pytest.raises(UserError, match='is a directory, not a file'):
+        native.load(tmp_path)
+    safetensors.numpy.save_file({'conv1.weight': np.zeros(2, np.float32)}, tmp_path / 'foreign')
+    with pytest.raises(UserError, match='not in mim_jax naming .*conv1.weight'):
+        native.load(tmp_path / 'foreign')
+
+
+def test_an_encoders_file_says_what_model_it_is(tmp_path):
+    model = ViT(width=24, heads=3, patch_size=(4, 8))
+    native.save(tmp_path / 'w', PARAMS, metadata=native.encoder_metadata(model))
+    stated, params = native.load_encoder(tmp_path / 'w')
+    assert stated['width'] == 24 and stated['patch_size'] == [4, 8]
+    assert params.keys() == {'a', 'b'}
+
+
+def test_long_lists_of_wrong_names_are_cut():
+    expected = {f'layer{i}': np.zeros(2) for i in range(30)}
+    with pytest.raises(UserError, match='missing: layer0, .*layer4 and 25 more'):
+        native.check_params({}, expected, what='file')
