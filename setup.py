@@ -29,6 +29,7 @@ setup(
         'orbax-checkpoint',
         'safetensors',
         'scikit-learn',
+        'scipy',
         'tensorboardX',
         'tensorflow-datasets>=4.9.7',
         'tqdm',

@@ -19,14 +19,13 @@ def get_config():
         batch_size=128,
         mean=(0.5, 0.5, 0.5),
         std=(0.25, 0.25, 0.25),
-        color_jitter=(0.2, 0.2, 0.2),
     )
     config.data.crop.mode = 'none'
     config.data.embedded.num_train = 65536
     config.optimizer.update(
-        learning_rate=1e-3, scaling='none', warmup_percent=5.0, beta2=0.99, clip_norm=1.0
+        learning_rate=1.5e-3, scaling='none', warmup_percent=5.0, beta2=0.99, clip_norm=1.0
     )
-    config.train.total_steps = 1500
+    config.train.total_steps = 2000
     config.checkpoint.every_percent = 20.0
     config.eval.every_percent = 20.0
     config.eval.knn.update(max_train=4096, max_test=1024)

@@ -8,6 +8,7 @@ Without `--workdir` the run lives in runs/NAME. Starting again in a work directo
 
 import argparse
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -30,6 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
 def run(arguments: list[str]) -> None:
     """Parses, builds and trains. Raises UserError for what the user can mend."""
     options, assignments = parse(arguments)
+    _prepare_simulated_devices()
     if options.topology:
         # The devices at hand play no part: keep JAX from claiming them.
         os.environ['JAX_PLATFORMS'] = 'cpu'
@@ -83,6 +85,18 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str
     if options.topology and not options.dry_run:
         raise UserError('--topology only compiles; use it together with --dry_run.')
     return options, assignments
+
+
+def _prepare_simulated_devices() -> None:
+    """Gives XLA threads enough for simulated CPU devices, where XLA_FLAGS asks for some.
+
+    Each blocks a thread of one pool in a collective. The pool is as large as the machine has cores,
+    and devices that find no thread there wait for each other for ever.
+    """
+    flags = os.environ.get('XLA_FLAGS', '')
+    found = re.search(r'xla_force_host_platform_device_count=(\d+)', flags)
+    if found:
+        os.environ.setdefault('NPROC', str(4 * int(found.group(1))))
 
 
 def _use_compilation_cache() -> None:

@@ -7,46 +7,59 @@ os.environ['XLA_FLAGS'] = (
     os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
 ).strip()
 
+# Simulated devices block a thread each in a collective: fewer threads than devices can deadlock.
+os.environ.setdefault('NPROC', '32')
+
 import pytest  # noqa: E402
+
+TEACHER = dict(patch_size=(8, 8), width=16, depth=2, heads=2)
+TEACHER_PROJECTION = 8
+
+
+@pytest.fixture(scope='session')
+def teacher_file(tmp_path_factory):
+    """Weights of a tiny teacher, drawn at random."""
+    import jax
+
+    from mim_jax.inputs import Inputs
+    from mim_jax.models.vit import ViT
+    from mim_jax.targets import Teacher
+    from mim_jax.weights import native
+
+    teacher = Teacher(model=ViT(**TEACHER), projection=TEACHER_PROJECTION)
+    inputs = Inputs((32, 32), 3, (0.5,) * 3, (0.25,) * 3)
+    path = tmp_path_factory.mktemp('teacher') / 'teacher.safetensors'
+    params = jax.jit(teacher.init, static_argnums=1)(jax.random.key(7), inputs)
+    native.save(path, params, metadata=native.encoder_metadata(teacher.model))
+    return path
 
 
 @pytest.fixture
-def tiny_config(tmp_path):
-    """Function objective name -> a config of seconds: 32x32 scenes, 4x4 patches, two narrow blocks.
-
-    The methods with a teacher get one with random weights, in a file.
-    """
+def tiny_config(teacher_file):
+    """Function objective name -> a config of seconds: 32x32 scenes, 8x8 patches, two blocks."""
 
     def make(objective, **train):
-        import jax
-
         from mim_jax import experiment
-        from mim_jax.weights import native
 
         config = experiment.default_config(objective)
         config.data.update(image_size=(32, 32), batch_size=16)
         config.data.crop.mode = 'none'
         config.data.embedded.update(num_train=64, num_test=32)
-        mask_tokens = objective in ('dtm', 'simmim')
         config.model.update(
-            patch_size=(8, 8), width=32, depth=2, heads=2, mask_token=mask_tokens, drop_path=0.1
+            patch_size=(8, 8),
+            width=32,
+            depth=2,
+            heads=2,
+            mask_token=objective in ('dtm', 'simmim'),
+            drop_path=0.1,
         )
         config.train.update({'total_steps': 4, **train})
         config.log.update(every_steps=1, tensorboard=False, progress=False, num_pictures=2)
         if objective == 'dtm':
             config.objective.masking.update(num_masked=6, min_block=2)
-            target = config.objective.target
-            target.model.update(patch_size=(8, 8), width=16, depth=2, heads=2)
-            target.projection = 8
-            teacher = experiment.from_config(config).objective.target
-            inputs = experiment.make_inputs(experiment.from_config(config), num_classes=10)
-            file = tmp_path / 'teacher.safetensors'
-            native.save(
-                file,
-                teacher.init(jax.random.key(7), inputs),
-                metadata=native.encoder_metadata(teacher.model),
-            )
-            target.weights = str(file)
+            config.objective.target.model.update(TEACHER)
+            config.objective.target.projection = TEACHER_PROJECTION
+            config.objective.target.weights = str(teacher_file)
         if objective == 'mae':
             config.objective.decoder.update(width=16, depth=1, heads=2)
         return config

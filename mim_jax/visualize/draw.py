@@ -31,9 +31,8 @@ def draw(
     of them must call, with the same images, and all get the sheets. Calls for one objective and
     images of one shape compile once.
     """
-    inputs = images, jax.random.key(seed), np.int32(step)
-    if mesh is not None:
-        inputs = jax.device_put(inputs, _replicated(mesh))
+    # Host values: with several processes JAX takes them as the same on each, as they are here.
+    inputs = images, np.int32(seed), np.int32(step)
     seen = jax.device_get(_see(variables, *inputs, objective=objective, mesh=mesh))
     seen['group_titles'] = seen['group_titles'].texts
     return render(seen, images, grid=objective.grid)
@@ -69,7 +68,8 @@ class _Texts:
 
 
 @functools.partial(jax.jit, static_argnames=('objective', 'mesh'))
-def _see(variables, images, key, step, *, objective, mesh):
+def _see(variables, images, seed, step, *, objective, mesh):
+    key = jax.random.key(seed)
     images = images.astype(jnp.float32) / 255
     batch = {'images': images, 'keys': keys.per_example(key, len(images))}
     seen = dict(objective.pictures(variables, batch, key, step))
