@@ -123,9 +123,10 @@ def load_encoder(path):
     them); params are the ViT's, with projection/kernel [D,P] beside them where the file has one.
     """
     if Path(path).is_dir():
-        from mim_jax import checkpoints  # heavy: Orbax
+        from mim_jax import work_directory  # heavy: the whole program
 
-        return checkpoints.load_encoder(path)
+        model, params = work_directory.load_encoder(path)
+        return dataclasses.asdict(model), params
     params, metadata = load(path)
     return json.loads(metadata.get('model', '{}')), params
 

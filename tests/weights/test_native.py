@@ -75,6 +75,15 @@ def test_an_encoders_file_says_what_model_it_is(tmp_path):
     assert params.keys() == {'a', 'b'}
 
 
+def test_a_directory_is_read_as_a_work_directory(tmp_path, monkeypatch):
+    from mim_jax import work_directory
+
+    model = ViT(width=24, heads=3)
+    monkeypatch.setattr(work_directory, 'load_encoder', lambda path: (model, {'at': path}))
+    stated, params = native.load_encoder(tmp_path)
+    assert stated['width'] == 24 and params == {'at': tmp_path}
+
+
 def test_long_lists_of_wrong_names_are_cut():
     expected = {f'layer{i}': np.zeros(2) for i in range(30)}
     with pytest.raises(UserError, match='missing: layer0, .*layer4 and 25 more'):
