@@ -18,23 +18,13 @@ from mim_jax.experiment import default_config
 def get_config():
     config = default_config('dtm')
     config.data = teacher().data
-    config.data.embedded.num_train = 16384
-    config.model.update(
-        patch_size=(6, 6),
-        width=96,
-        depth=3,
-        heads=3,
-        mask_token=True,
-        position='none',
-        relative_position='both',
-        qkv_bias='qv',
-        layer_scale=0.1,
-        initialization='beit',
-    )
-    config.objective.masking.update(num_masked=24, min_block=4)
+    config.data.batch_size = 64
+    config.model.update(patch_size=(6, 6), width=96, depth=3, heads=3, mask_token=True, scan=False)
+    config.objective.masking.update(num_masked=12, min_block=4)
     target = config.objective.target
     target.weights = 'mim_jax/assets/quickstart_teacher.safetensors'
     target.model = teacher().model
+    target.model.scan = False
     target.mean, target.std = config.data.mean, config.data.std
     config.optimizer.update(
         learning_rate=2e-3,
@@ -44,10 +34,10 @@ def get_config():
         beta2=0.98,
         clip_norm=3.0,
     )
-    config.train.total_steps = 240
+    config.train.total_steps = 480
     config.checkpoint.every_percent = 25.0
-    config.eval.every_percent = 25.0
+    config.eval.every_percent = 50.0
     config.eval.knn.update(max_train=4096, max_test=1024)
-    config.log.every_steps = 10
+    config.log.every_steps = 20
     config.log.pictures_every_percent = 50.0
     return config

@@ -103,4 +103,4 @@ class Objective:
         return jax.tree_util.tree_map_with_path(layer, params)
 
 
-NO_DECAY = r'(class_token|mask_token|registers|position|relative_position)'
+NO_DECAY = r'(bias|scale|class_token|mask_token|registers|position)'

@@ -10,6 +10,7 @@ from mim_jax.masking import MASKINGS, visible_ids
 from mim_jax.models.decoders import MAEDecoder
 from mim_jax.objectives.base import Variables
 from mim_jax.objectives.token_prediction import TokenPrediction
+from mim_jax.targets import TARGETS, Pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,6 +18,7 @@ class MAE(TokenPrediction):
     """The defaults are the released recipe's, with per-patch normalised pixels."""
 
     masking: Any = choice(MASKINGS, 'random')
+    target: Any = choice(TARGETS, Pixels(normalize=True))
     decoder: MAEDecoder = dataclasses.field(default_factory=MAEDecoder)
 
     def init_predictor(self, key: jax.Array, features: int) -> Variables:

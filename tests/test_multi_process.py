@@ -1,0 +1,117 @@
+"""Training by two real processes on this machine equals training by one."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DEVICES = 2
+SMALL = (
+    '--config=configs/quickstart.py',
+    '--config.data.batch_size=16',
+    '--config.data.embedded.num_train=128',
+    '--config.data.embedded.num_test=32',
+    '--config.train.total_steps=5',
+    '--config.log.every_steps=1',
+    '--config.log.tensorboard=false',
+    '--config.log.num_pictures=2',
+    # Evaluation, pictures and checkpoints at the end only.
+    '--config.eval.every_percent=none',
+    '--config.log.pictures_every_percent=none',
+    '--config.checkpoint.every_percent=none',
+    '--config.eval.knn.max_train=64',
+    '--config.eval.knn.max_test=32',
+    '--config.mesh.data=1',
+    f'--config.mesh.fsdp={DEVICES}',
+    '--config.mesh.min_shard_size=256',
+)
+
+
+def start(workdir, *arguments, processes):
+    """The processes of one run; they have DEVICES CPU devices together, whatever their number."""
+    with socket.socket() as listener:
+        listener.bind(('', 0))
+        port = listener.getsockname()[1]
+    clusters = ('MIM_JAX_', 'SLURM_', 'OMPI_')
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(clusters)}
+    flag = f'--xla_force_host_platform_device_count={DEVICES // processes}'
+    return [
+        subprocess.Popen(
+            [sys.executable, '-m', 'mim_jax.main', *SMALL, f'--workdir={workdir}', *arguments],
+            env={
+                **ours,
+                'JAX_PLATFORMS': 'cpu',
+                'XLA_FLAGS': flag,
+                # XLA's CPU devices block a thread of one pool in each collective, and may start
+                # collectives in different orders: with as few threads as cores they wait for
+                # each other for ever.
+                'NPROC': '16',
+                'MIM_JAX_COORDINATOR': f'localhost:{port}',
+                'MIM_JAX_NUM_PROCESSES': str(processes),
+                'MIM_JAX_PROCESS_ID': str(process),
+            },
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for process in range(processes)
+    ]
+
+
+def finish(run):
+    """Waits for the processes; gives what each printed."""
+    outputs = [process.communicate(timeout=300)[0] for process in run]
+    assert not any(process.returncode for process in run), '\n\n'.join(outputs)
+    return outputs
+
+
+def metrics(workdir, name):
+    """{step: value} of a metric of a run."""
+    lines = map(json.loads, (workdir / 'metrics.jsonl').read_text().splitlines())
+    return {line['step']: line[name] for line in lines if name in line}
+
+
+@pytest.fixture(scope='module')
+def one_process(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp('one')
+    finish(start(workdir, processes=1))
+    return workdir
+
+
+def test_two_processes_train_to_the_losses_of_one(one_process, tmp_path):
+    finish(start(tmp_path, processes=2))
+    for name in ('train/loss', 'train/grad_norm'):
+        expected, found = metrics(one_process, name), metrics(tmp_path, name)
+        assert list(found) == list(expected) == list(range(1, 6))
+        np.testing.assert_allclose([*found.values()], [*expected.values()], rtol=1e-5)
+    expected, found = metrics(one_process, 'eval/knn/top1'), metrics(tmp_path, 'eval/knn/top1')
+    assert list(found) == list(expected) == [0, 5]
+    # An image whose two nearest classes are equally near may go either way.
+    np.testing.assert_allclose([*found.values()], [*expected.values()], atol=1 / 32)
+
+
+def test_sigterm_to_one_process_saves_with_both_and_one_process_resumes(one_process, tmp_path):
+    run = start(tmp_path, '--config.eval.evaluators=()', processes=2)
+    # The config is written once the processes have met, and before the first step is compiled.
+    deadline = time.monotonic() + 120
+    while not (tmp_path / 'config.json').exists():
+        assert all(process.poll() is None for process in run) and time.monotonic() < deadline
+        time.sleep(0.01)
+    run[1].send_signal(signal.SIGTERM)
+    assert 'resumes from there' in finish(run)[0]
+    losses = metrics(one_process, 'train/loss')
+    assert set(metrics(tmp_path, 'train/loss')) < set(losses)
+
+    finish(start(tmp_path, '--config.eval.evaluators=()', processes=1))
+    found = metrics(tmp_path, 'train/loss')
+    assert list(found) == list(losses)
+    np.testing.assert_allclose([*found.values()], [*losses.values()], rtol=1e-5)

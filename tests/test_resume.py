@@ -1,0 +1,121 @@
+"""A run that is killed and started again equals one that never stopped, to the last bit."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mim_jax.logs import read_metrics
+
+ROOT = Path(__file__).parent.parent
+STEPS = 8
+
+CONFIG = f"""
+'''Small, with all that a resumed run could get wrong: EMA, drop path, jitter, crops.'''
+from mim_jax.experiment import default_config
+
+def get_config():
+    config = default_config('simmim')
+    config.data.update(image_size=(32, 32), batch_size=8, color_jitter=(0.4, 0.4, 0.4), flip=0.5)
+    config.data.crop.mode = 'random'
+    config.data.embedded.update(num_train=40, num_test=16)
+    config.model.update(
+        patch_size=(8, 8), width=32, depth=2, heads=2, mask_token=True, drop_path=0.2
+    )
+    config.train.update(total_steps={STEPS}, ema_decay=0.9)
+    config.checkpoint.every_steps = 2
+    config.log.update(every_steps=1, tensorboard=False, progress=False, num_pictures=2)
+    return config
+"""
+
+
+class Run:
+    """The command in a folder of its own; all runs share a compilation cache."""
+
+    def __init__(self, folder, cache):
+        self.folder = folder
+        folder.mkdir()
+        (folder / 'small.py').write_text(CONFIG)
+        self.env = {**os.environ, 'PYTHONPATH': str(ROOT), 'JAX_COMPILATION_CACHE_DIR': str(cache)}
+        self.env.pop('XLA_FLAGS', None)
+
+    def start(self, *arguments):
+        command = [sys.executable, '-m', 'mim_jax.main', '--config=small.py', '--workdir=work']
+        return subprocess.Popen(
+            [*command, *arguments],
+            cwd=self.folder,
+            env=self.env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def finish(self, *arguments):
+        process = self.start(*arguments)
+        output, _ = process.communicate()
+        assert process.returncode == 0, output
+        return output
+
+    def losses(self):
+        return {
+            line['step']: line['train/loss']
+            for line in read_metrics(self.folder / 'work')
+            if 'train/loss' in line
+        }
+
+    def stop_after(self, step, signal_number, *arguments):
+        """Sends a signal once the line of `step` is printed; returns the status and the rest."""
+        process = self.start(*arguments)
+        seen = []
+        for line in process.stdout:
+            seen.append(line)
+            if line.startswith(f'step {step}/') and 'loss' in line:
+                process.send_signal(signal_number)
+                break
+        rest = process.stdout.read()
+        return process.wait(), ''.join(seen) + rest
+
+
+@pytest.fixture(scope='module')
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp('cache')
+
+
+@pytest.fixture(scope='module')
+def never_stopped(tmp_path_factory, cache):
+    run = Run(tmp_path_factory.mktemp('whole') / 'run', cache)
+    run.finish()
+    losses = run.losses()
+    assert sorted(losses) == list(range(1, STEPS + 1))
+    return losses
+
+
+def test_killed_and_started_again(never_stopped, tmp_path, cache):
+    run = Run(tmp_path / 'run', cache)
+    status, output = run.stop_after(5, signal.SIGKILL)
+    assert status == -signal.SIGKILL, output
+    before = run.losses()
+    output = run.finish()
+    assert 'resuming after step' in output
+    assert {**before, **run.losses()} == never_stopped
+    assert run.losses() == never_stopped
+
+
+def test_killed_before_the_first_checkpoint_and_with_other_workers(never_stopped, tmp_path, cache):
+    run = Run(tmp_path / 'run', cache)
+    run.stop_after(1, signal.SIGKILL)
+    run.finish('--config.data.workers=2')
+    assert run.losses() == never_stopped
+
+
+def test_sigterm_saves_and_exits_cleanly(never_stopped, tmp_path, cache):
+    run = Run(tmp_path / 'run', cache)
+    status, output = run.stop_after(3, signal.SIGTERM, '--config.checkpoint.every_steps=100')
+    assert status == 0, output
+    assert 'SIGTERM: step' in output
+    output = run.finish()
+    assert 'resuming after step' in output
+    assert run.losses() == never_stopped
