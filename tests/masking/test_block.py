@@ -63,13 +63,13 @@ def z_scores(a, b):
 
 @pytest.mark.parametrize('case', CASES)
 def test_statistics_agree_with_the_definition(case):
-    """10,000 images here, 2,000 there, fixed seeds. Two-sample z below 4 for the number of blocks,
+    """6,000 images here, 2,000 there, fixed seeds. Two-sample z below 4 for the number of blocks,
     the patches they hide, both spreads and how often neighbours are hidden together; for each
     position's share below 4.5, with a mean square of about 1 over all positions (0.4 to 2: they
     are correlated; other seeds gave 0.5 to 1.6).
     """
     rule, grid = CASES[case]
-    keys = jax.random.split(jax.random.key(0), 10_000)
+    keys = jax.random.split(jax.random.key(0), 6_000)
     mask = np.asarray(rule(keys, grid=grid))
     draw = jax.jit(jax.vmap(lambda key: _draw_blocks(key, rule=rule, grid=grid)[1:]))
     by_blocks, blocks = (np.asarray(x, np.float64) for x in draw(keys))
@@ -129,9 +129,7 @@ def test_block_sizes_agree_with_the_definition(budget):
     'rule, grid',
     [
         (BlockMasking(num_masked=15, min_block=9), (4, 4)),
-        (BlockMasking(num_masked=1, min_block=1), (5, 9)),
         (BlockMasking(num_masked=60, min_block=1, max_block=1), (13, 6)),
-        (BlockMasking(num_masked=20, min_block=5, min_aspect=1.0), (3, 17)),
     ],
     ids=str,
 )
