@@ -20,7 +20,6 @@ from mim_jax.train_step import TrainState
 
 # Frozen collections are not saved.
 FROZEN = ('teacher',)
-ITEMS = ('variables', 'optimizer', 'progress')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +60,7 @@ class Checkpoints:
                 cleanup_tmp_directories=True,
                 enable_async_checkpointing=True,
             ),
-            item_names=ITEMS,
+            item_handlers=_handlers(),
         )
 
     @property
@@ -130,7 +129,7 @@ def restore_variables(
     """
     steps = []
     if directory(workdir).is_dir():
-        manager = ocp.CheckpointManager(directory(workdir), item_names=ITEMS)
+        manager = ocp.CheckpointManager(directory(workdir), item_handlers=_handlers())
         steps = sorted(manager.all_steps())
     if not steps or (step is not None and step not in steps):
         what = 'no checkpoint' if not steps else f'no checkpoint of step {step}, only of {steps}'
@@ -143,3 +142,12 @@ def restore_variables(
     variables = manager.restore(step, args=args)['variables']
     manager.close()
     return jax.device_get(variables), step
+
+
+def _handlers() -> dict[str, Any]:
+    """How each item of a checkpoint is written and read."""
+    return {
+        'variables': ocp.StandardCheckpointHandler(),
+        'optimizer': ocp.StandardCheckpointHandler(),
+        'progress': ocp.JsonCheckpointHandler(),
+    }

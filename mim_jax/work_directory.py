@@ -57,8 +57,8 @@ def read_config(workdir: str | Path) -> Experiment:
     path = Path(workdir) / CONFIG_FILE
     if not path.exists():
         raise UserError(
-            f'--workdir={workdir}: there is no {CONFIG_FILE}, so this is not a work directory of '
-            'mim_jax.main.'
+            f'{workdir}: there is no {CONFIG_FILE}, so this is not a work directory of '
+            'mim_jax.main; name one in which a run was started.'
         )
     return experiment.from_config(ConfigDict(_read(path)))
 
