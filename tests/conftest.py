@@ -1,10 +1,13 @@
-"""CPU only, eight simulated devices: set before anything imports JAX."""
+"""CPU only, eight simulated devices, quick compilation: set before anything imports JAX."""
 
 import os
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = (
-    os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+    os.environ.get('XLA_FLAGS', '')
+    + ' --xla_force_host_platform_device_count=8'
+    # The programs of the tests are compiled more than they run.
+    + ' --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
 ).strip()
 
 # Simulated devices block a thread each in a collective: fewer threads than devices can deadlock.

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import pytest
 
 from mim_jax import distributed
@@ -145,9 +144,16 @@ def test_a_process_of_its_own_stops_after_sigterm():
     ],
 )
 def test_nothing_is_joined_on_a_host_of_its_own(environment, variables):
+    """In a process of its own: another test may have started JAX in this one."""
     environment(**variables)
-    distributed.initialize()
-    assert not jax.distributed.is_initialized()
+    program = (
+        'import jax; from mim_jax import distributed; distributed.initialize(); '
+        'print(jax.distributed.is_initialized(), jax.process_count())'
+    )
+    result = subprocess.run(
+        [sys.executable, '-c', program], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.stdout.split() == ['False', '1'], result.stderr
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ METHODS = ('dtm', 'mae', 'simmim', 'classification')
 
 def make_program(config, **mesh):
     config.mesh.update({'data': 1, 'min_shard_size': 64, **mesh})
+    # Adam divides by the gradient's own size: without this, rounding decides where it is tiny.
+    config.optimizer.eps = 1e-3
     return Program.make(experiment.from_config(config), epoch_examples=64, num_classes=10)
 
 
@@ -52,13 +54,10 @@ def test_any_mesh_and_accumulation_train_alike(tiny_config, method):
         for mine, theirs in zip(seen, other_seen, strict=True):
             np.testing.assert_allclose(theirs['loss'], mine['loss'], rtol=2e-5)
             np.testing.assert_allclose(theirs['grad_norm'], mine['grad_norm'], rtol=2e-4)
-        # Adam divides by the gradient's own size, so tiny gradients amplify rounding: compare
-        # the parameters at the scale of the learning rate.
-        rate = seen[-1]['learning_rate']
         chex.assert_trees_all_close(
             jax.device_get(other.variables['params']),
             jax.device_get(state.variables['params']),
-            atol=float(rate) * 0.2,
+            atol=float(seen[-1]['learning_rate']) * 0.01,
         )
 
 
