@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 setup(
     name='mim_jax',
     version='0.1.0',
-    description='Masked image modelling for TPU and GPU in JAX/Flax; flagship: Dynamic Token Morphing',
+    description='Masked image modelling in JAX/Flax, for TPU and GPU',
     long_description=Path(__file__).with_name('README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
