@@ -88,7 +88,8 @@ class Trainer:
                     self._log(*in_flight.popleft())
                 self.logger.progress(step)
 
-                stopping = stop.received(step)
+                # The last step ends the run anyway, with its evaluation.
+                stopping = step < self.total and stop.received(step)
                 due = {name for name in self.every if self._is_due(name, step)}
                 if not due and not stopping:
                     continue
@@ -102,7 +103,7 @@ class Trainer:
                         self._draw(state, step)
                     if 'save' in due or stopping:
                         checkpoints.save(step, state, feed.state)
-                if stopping and step < self.total:
+                if stopping:
                     self.logger.message(
                         f'SIGTERM: step {step} is saved; the same command resumes from there.'
                     )
