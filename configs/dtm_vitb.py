@@ -1,13 +1,14 @@
 """Dynamic Token Morphing, ViT-B/16, ImageNet-1K, CLIP ViT-B/16 teacher, 300 epochs.
 
-Paper: Kim, Heo, Han, "Morphing Tokens Draw Strong Masked Image Models", ICLR 2025, arXiv
-2401.00254.
+Paper: Kim, Heo, Han, "Morphing Tokens Draw Strong Masked Image Models", ICLR 2025,
+arXiv 2401.00254.
 
-    python -m mim_jax.main --config=configs/dtm_vitb.py
-    --config.objective.target.weights=CLIP.safetensors
+    python -m mim_jax.weights import DIR --out=clip.safetensors
+    python -m mim_jax.main --config=configs/dtm_vitb.py \\
+        --config.objective.target.weights=clip.safetensors
 
-Data: `tfds build imagenet2012 --file_format=array_record` once, or a folder of class sub-folders
-with
+DIR holds CLIP ViT-B/16 as `transformers` stores it (config.json, model.safetensors).
+Data: `tfds build imagenet2012 --file_format=array_record` once, or class sub-folders with
 `--config.data.source=folder --config.data.path=DIR`.
 Where paper and code leave a value to the run (second beta, warm-up length, smallest crop) it is
 BEiT v2's for 300 epochs.

@@ -1,10 +1,10 @@
 """Dynamic Token Morphing, ViT-L/16: as dtm_vitb.py with the large encoder.
 
-    python -m mim_jax.main --config=configs/dtm_vitl.py
-    --config.objective.target.weights=CLIP.safetensors
+    python -m mim_jax.main --config=configs/dtm_vitl.py \\
+        --config.objective.target.weights=clip.safetensors
 
-Published result: 86.7 top-1 after fine-tuning on ImageNet-1K (300 epochs). This config has not been
-run to the end by this project; its cost has not been measured.
+Published result: 86.7 top-1 after fine-tuning on ImageNet-1K (300 epochs). This config has not
+been run to the end by this project; its cost has not been measured.
 """
 
 from dtm_vitb import get_config as vit_base

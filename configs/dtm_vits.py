@@ -1,10 +1,10 @@
 """Dynamic Token Morphing, ViT-S/16: as dtm_vitb.py with the small encoder.
 
-    python -m mim_jax.main --config=configs/dtm_vits.py
-    --config.objective.target.weights=CLIP.safetensors
+    python -m mim_jax.main --config=configs/dtm_vits.py \\
+        --config.objective.target.weights=clip.safetensors
 
-Published result: 83.2 top-1 after fine-tuning on ImageNet-1K (300 epochs). This config has not been
-run to the end by this project; its cost has not been measured.
+Published result: 83.2 top-1 after fine-tuning on ImageNet-1K (300 epochs). This config has not
+been run to the end by this project; its cost has not been measured.
 """
 
 from dtm_vitb import get_config as vit_base
