@@ -32,6 +32,8 @@ class Evaluation:
         elif self._config.eval_split is None:
             self.missing = 'No evaluation: config.data.eval_split is none.'
         elif program.run.eval.evaluators:
+            size = program.run.eval.batch_size or self._config.batch_size
+            sharding.check_batch(size, program.mesh, field='eval.batch_size')
             self._test = data.make_source(self._config, split=self._config.eval_split)
 
     def run(self, variables: dict[str, Any]) -> dict[str, float]:

@@ -3,7 +3,8 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
+
+from mim_jax.data.augment import denormalize, normalize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +23,8 @@ class Inputs:
 
     def normalize(self, images: jax.Array) -> jax.Array:
         """Images [B,H,W,C] in [0, 1] as the student sees them, float32."""
-        return (images - jnp.asarray(self.mean)) / jnp.asarray(self.std)
+        return normalize(images, mean=self.mean, std=self.std)
 
     def denormalize(self, images: jax.Array) -> jax.Array:
         """The inverse of `normalize`."""
-        return images * jnp.asarray(self.std) + jnp.asarray(self.mean)
+        return denormalize(images, mean=self.mean, std=self.std)

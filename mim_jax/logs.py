@@ -52,7 +52,7 @@ PEAK_BF16_FLOPS: tuple[tuple[str, float], ...] = (
 class LogConfig:
     """Config section `log`.
 
-    every_steps: training metrics are averaged and written once per so many steps.
+    every_steps: the training metrics of every so many-th step are written, as they were.
     pictures_every_*: how often pictures go to TensorBoard (at most one; none: only at the end).
     num_pictures: images per picture sheet.
     tensorboard: write TensorBoard events beside metrics.jsonl.

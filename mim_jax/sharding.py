@@ -90,7 +90,9 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
-def check_batch(batch_size: int, mesh: Mesh, *, accumulation: int = 1) -> None:
+def check_batch(
+    batch_size: int, mesh: Mesh, *, accumulation: int = 1, field: str = 'data.batch_size'
+) -> None:
     """Raises UserError unless the global batch divides over the mesh (and over accumulated
     microbatches).
     """
@@ -101,7 +103,7 @@ def check_batch(batch_size: int, mesh: Mesh, *, accumulation: int = 1) -> None:
             detail += f' x train.accumulation {accumulation}'
         nearest = max(1, round(batch_size / (ways * accumulation))) * ways * accumulation
         raise UserError(
-            f'config.data.batch_size = {batch_size} is not divisible by {detail}; '
+            f'config.{field} = {batch_size} is not divisible by {detail}; '
             f'use for example {nearest}.'
         )
 
