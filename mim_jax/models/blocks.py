@@ -186,8 +186,10 @@ class Block(nn.Module):
         return x, x if self.collect else None
 
 
-def stacked_blocks(depth, *, scan=True, remat='none', name='blocks', **block):
+def stacked_blocks(depth, *, first=0, scan=True, remat='none', name='blocks', **block):
     """`depth` blocks whose parameters lie on a leading axis; `block` are fields of `Block`.
+
+    `first` is the place of the first block (see `Block`), where others come before it.
 
     The module maps (x, keep [depth,2,B] or None, bias or None, visible_ids or None) to
     (x, outputs of every block [depth,B,S,D] if collect). `scan=False` unrolls the loop and leaves
@@ -207,7 +209,7 @@ def stacked_blocks(depth, *, scan=True, remat='none', name='blocks', **block):
     )(name=name, **block)
 
     def run(x, *, keep=None, bias=None, visible_ids=None):
-        return stack(x, jnp.arange(depth), keep, bias, visible_ids)
+        return stack(x, first + jnp.arange(depth), keep, bias, visible_ids)
 
     return run
 
