@@ -1,52 +1,63 @@
 """Token morphing: which tokens belong together, and averaging over them.
 
-A schedule (`schedules.py`) says how many tokens join, a grouping (`bipartite.py`) which of them,
+A schedule (`schedules.py`) says how many tokens join, a grouping (one of GROUPINGS) which of them,
 and `morph` (`average.py`) averages.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+import dataclasses
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
+from mim_jax import keys as named_keys
+from mim_jax.config import choice
 from mim_jax.errors import UserError
 from mim_jax.morphing.average import morph
-from mim_jax.morphing.bipartite import bipartite_groups
-from mim_jax.morphing.schedules import groups_left, merges_per_step, sample_schedule
+from mim_jax.morphing.base import Grouping, singletons
+from mim_jax.morphing.bipartite import Bipartite, bipartite_groups
+from mim_jax.morphing.schedules import merges_per_step, sample_schedule
 
-__all__ = ['Morphing', 'bipartite_groups', 'morph', 'sample_schedule']
+GROUPINGS = {'bipartite': Bipartite}
+
+__all__ = ['GROUPINGS', 'Grouping', 'Morphing', 'bipartite_groups', 'morph', 'sample_schedule']
+
+# Which of the two numbers of a schedule are drawn anew each time.
+DRAWN_MERGED = ('random', 'fixed_steps')
+DRAWN_STEPS = ('random', 'fixed_number')
+SCHEDULES = ('random', 'fixed_number', 'fixed_steps', 'constant', 'none')
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Morphing:
     """How tokens are grouped; the defaults are those of the released code.
 
-    schedule: 'random' draws the number of merged tokens and of steps anew each time; 'fixed' takes
-      `num_merged` and `num_steps`; 'none' leaves every token alone (token-wise targets).
-    num_draws: with 'random', schedules drawn per training step; the loss is the mean over them.
-    max_merged: with 'random', the most tokens that a draw may ask to merge; None means all. Divided
-      into steps it is rounded up to whole tokens per step.
-    max_steps: with 'random', the most merging steps.
-    num_merged: with 'fixed', the tokens to merge; None means half of them.
-    num_steps: with 'fixed', the merging steps.
-    protect_first: the first patch never joins another. The released code does this, although the
-      class token that it was meant for is no longer in the list.
+    schedule: 'random' draws the number of merged tokens and of steps anew each time; 'fixed_number'
+      takes `num_merged` and draws the steps, 'fixed_steps' takes `num_steps` and draws the number;
+      'constant' takes both; 'none' leaves every token alone (token-wise targets).
+    num_draws: draws per training step, where there is something to draw; the loss is the mean over
+      them.
+    max_merged: the most tokens that a draw may ask to merge; None means all. Divided into steps it
+      is rounded up to whole tokens per step.
+    max_steps: the most merging steps that may be drawn.
+    num_merged: with 'fixed_number' and 'constant', the tokens to merge; None means half of them.
+    num_steps: with 'fixed_steps' and 'constant', the merging steps.
+    grouping: which tokens join, one of GROUPINGS.
 
     Source: DTM (arXiv 2401.00254) and its released code.
     """
 
-    schedule: Literal['random', 'fixed', 'none'] = 'random'
+    schedule: Literal['random', 'fixed_number', 'fixed_steps', 'constant', 'none'] = 'random'
     num_draws: int = 2
     max_merged: int | None = None
     max_steps: int = 14
     num_merged: int | None = None
     num_steps: int = 1
-    protect_first: bool = True
+    grouping: Any = choice(GROUPINGS, 'bipartite')
 
     def __post_init__(self):
-        if self.schedule not in ('random', 'fixed', 'none'):
-            raise ValueError(f'schedule = {self.schedule!r}: choose random, fixed or none.')
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f'schedule = {self.schedule!r}: choose one of {", ".join(SCHEDULES)}.')
         for name in ('max_merged', 'num_merged'):
             value = getattr(self, name)
             if value is not None and value < 0:
@@ -61,73 +72,90 @@ class Morphing:
         Raises:
           UserError: the schedule asks for more tokens than there are.
         """
-        if self.schedule == 'random':
-            return sample_schedule(key, num_tokens, self._most(num_tokens), self.max_steps)
-        if self.schedule == 'fixed':
-            per_step = merges_per_step(
-                self._most(num_tokens), self.num_steps, num_tokens=num_tokens
-            )
-            return jnp.int32(per_step), jnp.int32(self.num_steps)
-        return jnp.int32(0), jnp.int32(0)
+        num_merged, num_steps = self._bounds(num_tokens)
+        return sample_schedule(
+            key, num_tokens=num_tokens, num_merged=num_merged, num_steps=num_steps
+        )
 
-    def groups(self, key, target):
+    def groups(self, key, target, *, keys=None, images=None, grid=None):
         """Draws a schedule and groups the tokens of `target`.
 
         Args:
           key: one PRNG key, for the draw that the whole batch shares.
           target: [B, N, D]; carries no gradient.
+          keys: typed keys [B], for what a grouping draws per image; None derives them from `key`.
+          images: [B, H, W, C] in [0, 1], and grid: (h, w) of the tokens, for groupings that look at
+            the image.
 
         Returns:
           groups [B, N] int32, for `morph` on target and prediction alike.
         """
-        batch, num_tokens, _ = target.shape
         if self.schedule == 'none':
-            groups = jnp.arange(num_tokens, dtype=jnp.int32)
-            return jnp.broadcast_to(groups, (batch, num_tokens))
-        per_step, num_steps = self.draw(key, num_tokens=num_tokens)
-        return bipartite_groups(target, per_step, num_steps, protect_first=self.protect_first)
+            return singletons(target)
+        schedule = self.draw(key, num_tokens=target.shape[1])
+        if keys is None:
+            keys = named_keys.per_example(key, target.shape[0])
+        return self.grouping(target, schedule, keys=keys, images=images, grid=grid)
 
-    def pairs(self, key, prediction, target):
+    def pairs(self, key, prediction, target, *, keys=None, images=None, grid=None):
         """`[(prediction, target), ...]`, both [B, N, D] float32 and morphed by the same groups.
 
         One pair per draw; the loss is the mean of a distance over all tokens and pairs. With
-        schedule 'none' the one pair that was given.
+        schedule 'none' the one pair that was given. The other arguments are those of `groups`.
         """
         if self.schedule == 'none':
             return [(prediction.astype(jnp.float32), target.astype(jnp.float32))]
-        draws = self.num_draws if self.schedule == 'random' else 1
-        groups = [self.groups(key, target) for key in jax.random.split(key, draws)]
-        return [(morph(prediction, g), morph(target, g)) for g in groups]
+        pairs = []
+        for i, draw_key in enumerate(jax.random.split(key, self._draws)):
+            own = None if keys is None else named_keys.named(keys, f'draw{i}')
+            groups = self.groups(draw_key, target, keys=own, images=images, grid=grid)
+            pairs.append((morph(prediction, groups), morph(target, groups)))
+        return pairs
 
-    def examples(self, target):
+    def examples(self, target, *, num=4, keys=None, images=None, grid=None):
         """Groups for pictures: int32 [S, B, N] and S titles, from weak to strong morphing.
 
-        With 'random' four schedules that span what may be drawn, with 'fixed' the one there is.
+        `num` schedules that span what may be drawn; the one there is where nothing is drawn. The
+        other arguments are those of `groups`.
         """
         num_tokens = target.shape[1]
-        most = self._most(num_tokens)
-        schedules = [(most, self.num_steps)]
-        if self.schedule == 'random':
-            steps = self.max_steps
-            schedules = [(most * i // 4, -(-steps * i // 4)) for i in range(1, 5)]
-        found, titles = [], []
-        for num_merged, num_steps in schedules:
-            per_step = merges_per_step(num_merged, num_steps, num_tokens=num_tokens)
-            found.append(
-                bipartite_groups(target, per_step, num_steps, protect_first=self.protect_first)
+        merged, steps = self._bounds(num_tokens)
+        schedules = []
+        for i in range(1, num + 1):
+            num_merged, num_steps = (
+                high * i // num if low < high else high for low, high in (merged, steps)
             )
-            left = groups_left(num_tokens, per_step, num_steps, protect_first=self.protect_first)
-            titles.append(f'{left} groups, {num_steps} step{"s" if num_steps > 1 else ""}')
+            num_steps = max(num_steps, 1)
+            per_step = merges_per_step(num_merged, num_steps, num_tokens=num_tokens)
+            schedules.append((per_step, num_steps))
+        if keys is None:
+            keys = named_keys.per_example(jax.random.key(0), target.shape[0])
+        found, titles = [], []
+        for schedule in dict.fromkeys(schedules):
+            traced = tuple(jnp.int32(x) for x in schedule)
+            found.append(self.grouping(target, traced, keys=keys, images=images, grid=grid))
+            titles.append(self.grouping.title(num_tokens, schedule))
         return jnp.stack(found), tuple(titles)
 
-    def _most(self, num_tokens):
-        name = 'max_merged' if self.schedule == 'random' else 'num_merged'
+    @property
+    def _draws(self):
+        constant = self.schedule == 'constant' and not self.grouping.draws
+        return 1 if constant else self.num_draws
+
+    def _bounds(self, num_tokens):
+        """(fewest, most) tokens to merge and (fewest, most) steps, all inclusive."""
+        if self.schedule == 'none':
+            return (0, 0), (1, 1)
+        drawn = self.schedule in DRAWN_MERGED
+        name = 'max_merged' if drawn else 'num_merged'
         most = getattr(self, name)
         if most is None:
-            return num_tokens if self.schedule == 'random' else num_tokens // 2
+            most = num_tokens if drawn else num_tokens // 2
         if most > num_tokens:
             raise UserError(
                 f'config.objective.morphing.{name} = {most}: an image has only {num_tokens} '
                 f'tokens; lower it, or set it to None.'
             )
-        return most
+        merged = (0, most) if drawn else (most, most)
+        drawn = self.schedule in DRAWN_STEPS
+        return merged, (1, self.max_steps) if drawn else (self.num_steps, self.num_steps)

@@ -5,12 +5,37 @@ tokens with all tokens every step works on an N x N matrix: the feature width is
 All images share the number of live tokens, a traced scalar, so one compiled loop serves every draw.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from mim_jax.morphing import pairs
 from mim_jax.morphing.average import indicator_matmul
+from mim_jax.morphing.base import Grouping
+
+
+@dataclasses.dataclass(frozen=True)
+class Bipartite(Grouping):
+    """Repeated bipartite soft matching on the tokens, see `bipartite_groups`.
+
+    protect_first: the first patch never joins another. The released code of DTM does this, although
+      the class token that it was meant for is no longer in the list.
+    """
+
+    protect_first: bool = True
+
+    @property
+    def protected(self):
+        return int(self.protect_first)
+
+    def __call__(self, tokens, schedule, *, keys=None, images=None, grid=None):
+        return bipartite_groups(tokens, *schedule, protect_first=self.protect_first)
+
+    def title(self, num_tokens, schedule):
+        steps = schedule[1]
+        return f'{super().title(num_tokens, schedule)}, {steps} step{"s" if steps > 1 else ""}'
 
 
 def bipartite_groups(tokens, tokens_per_step, num_steps, *, protect_first):

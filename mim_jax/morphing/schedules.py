@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 
 def merges_per_step(num_merged, num_steps, *, num_tokens):
@@ -18,20 +19,30 @@ def merges_per_step(num_merged, num_steps, *, num_tokens):
 
 
 def groups_left(num_tokens, tokens_per_step, num_steps, *, protect_first):
-    """How many groups bipartite matching leaves; all arguments are Python integers."""
-    for _ in range(num_steps):
-        num_tokens -= min(tokens_per_step, (num_tokens - int(protect_first)) // 2)
-    return num_tokens
+    """How many groups bipartite matching leaves of `num_tokens` (an int).
+
+    For Python integers an integer, for arrays, which may be traced, an int32 scalar.
+    """
+    protected = int(protect_first)
+    if isinstance(tokens_per_step, int):
+        for _ in range(num_steps):
+            num_tokens -= min(tokens_per_step, (num_tokens - protected) // 2)
+        return num_tokens
+
+    def step(_, left):
+        return left - jnp.minimum(tokens_per_step, (left - protected) // 2)
+
+    return lax.fori_loop(0, num_steps, step, jnp.int32(num_tokens))
 
 
-def sample_schedule(key, num_tokens, max_merged, max_steps):
-    """Draws a schedule as DTM does: n ~ U{0..max_merged} tokens to join, k ~ U{1..max_steps} steps.
+def sample_schedule(key, *, num_tokens, num_merged, num_steps):
+    """Draws a schedule as DTM does: how many tokens join, and in how many steps, both uniform.
 
     Args:
       key: one PRNG key.
       num_tokens: tokens of an image, N.
-      max_merged: most tokens that a draw may ask to join; the paper's value is N.
-      max_steps: most steps; the paper's value is 14.
+      num_merged: (fewest, most) tokens that a draw may ask to join; in the paper (0, N).
+      num_steps: (fewest, most) steps; in the paper (1, 14).
 
     Returns:
       `(tokens_per_step, num_steps)`, int32 scalars; `tokens_per_step` may be 0: nothing joins.
@@ -39,6 +50,6 @@ def sample_schedule(key, num_tokens, max_merged, max_steps):
     Source: DTM (arXiv 2401.00254), section 3, in the form of the released code.
     """
     key_merged, key_steps = jax.random.split(key)
-    num_merged = jax.random.randint(key_merged, (), 0, max_merged + 1, jnp.int32)
-    num_steps = jax.random.randint(key_steps, (), 1, max_steps + 1, jnp.int32)
-    return merges_per_step(num_merged, num_steps, num_tokens=num_tokens), num_steps
+    merged = jax.random.randint(key_merged, (), num_merged[0], num_merged[1] + 1, jnp.int32)
+    steps = jax.random.randint(key_steps, (), num_steps[0], num_steps[1] + 1, jnp.int32)
+    return merges_per_step(merged, steps, num_tokens=num_tokens), steps

@@ -75,7 +75,14 @@ class TokenPrediction(Objective):
         with jax.named_scope('target'):
             target = self.targets(variables, images)
         with jax.named_scope('morphing'):
-            pairs = self.morphing.pairs(key, prediction, target)
+            pairs = self.morphing.pairs(
+                key,
+                prediction,
+                target,
+                keys=keys.named(batch['keys'], 'morphing'),
+                images=images,
+                grid=self.grid,
+            )
             losses = [
                 self.reduce(token_distance(p, t, distance=self.distance), mask) for p, t in pairs
             ]
@@ -110,7 +117,12 @@ class TokenPrediction(Objective):
             )
             seen['reconstruction'] = jnp.clip(shown, 0, 1)
         if self.morphing.schedule != 'none':
-            groups, titles = self.morphing.examples(self.targets(variables, images))
+            groups, titles = self.morphing.examples(
+                self.targets(variables, images),
+                keys=keys.named(batch['keys'], 'morphing'),
+                images=images,
+                grid=self.grid,
+            )
             seen |= {'groups': groups, 'group_titles': titles}
         return seen
 

@@ -1,9 +1,11 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mim_jax.errors import UserError
 from mim_jax.morphing import Morphing, bipartite_groups
+from mim_jax.morphing.bipartite import Bipartite
 
 TOKENS = np.random.default_rng(0).standard_normal((2, 16, 4)).astype(np.float32)
 PREDICTION = np.random.default_rng(1).standard_normal((2, 16, 4)).astype(np.float32)
@@ -18,12 +20,40 @@ def test_none_leaves_every_token_alone():
     np.testing.assert_array_equal(target, TOKENS)
 
 
-def test_fixed_takes_the_given_schedule_whatever_the_key():
-    morphing = Morphing(schedule='fixed', num_merged=7, num_steps=3, protect_first=False)
+def test_constant_takes_the_given_schedule_whatever_the_key():
+    grouping = Bipartite(protect_first=False)
+    morphing = Morphing(schedule='constant', num_merged=7, num_steps=3, grouping=grouping)
     expected = bipartite_groups(TOKENS, 3, 3, protect_first=False)
     for seed in range(3):
         np.testing.assert_array_equal(morphing.groups(jax.random.key(seed), TOKENS), expected)
     assert len(morphing.pairs(jax.random.key(0), PREDICTION, TOKENS)) == 1
+
+
+@pytest.mark.parametrize(
+    'schedule, numbers, steps',
+    [
+        ('random', range(6), range(1, 4)),
+        ('fixed_number', [7], range(1, 4)),
+        ('fixed_steps', range(6), [4]),
+        ('constant', [7], [4]),
+    ],
+)
+def test_a_schedule_draws_what_it_does_not_fix(schedule, numbers, steps):
+    """300 draws meet every schedule that the rule allows, and no other."""
+    morphing = Morphing(schedule=schedule, max_merged=5, max_steps=3, num_merged=7, num_steps=4)
+    per_step, num_steps = jax.vmap(lambda key: jnp.stack(morphing.draw(key, num_tokens=16)))(
+        jax.random.split(jax.random.key(0), 300)
+    ).T
+    found = set(zip(per_step.tolist(), num_steps.tolist(), strict=True))
+    # 16 tokens always suffice for the number of merged tokens rounded up to whole ones per step.
+    assert found == {(-(-n // k), k) for n in numbers for k in steps}
+
+
+@pytest.mark.parametrize('schedule', ['random', 'fixed_number', 'fixed_steps'])
+@pytest.mark.parametrize('num_draws', [1, 3])
+def test_every_schedule_that_draws_gives_a_pair_for_each_draw(schedule, num_draws):
+    morphing = Morphing(schedule=schedule, num_draws=num_draws)
+    assert len(morphing.pairs(jax.random.key(0), PREDICTION, TOKENS)) == num_draws
 
 
 def test_random_draws_one_schedule_for_each_pair():
@@ -54,7 +84,7 @@ def test_max_merged_bounds_the_draw():
         assert np.asarray(morphing.groups(jax.random.key(seed), TOKENS)).max() + 1 >= 16 - 3
 
 
-@pytest.mark.parametrize('schedule', ['random', 'fixed'])
+@pytest.mark.parametrize('schedule', ['random', 'fixed_number', 'fixed_steps', 'constant', 'none'])
 def test_examples_are_titled_by_the_groups_they_have(schedule):
     groups, titles = Morphing(schedule=schedule).examples(TOKENS)
     assert groups.shape == (len(titles), 2, 16)
@@ -65,7 +95,7 @@ def test_examples_are_titled_by_the_groups_they_have(schedule):
 @pytest.mark.parametrize(
     'fields, named',
     [
-        ({'schedule': 'cosine'}, 'schedule'),
+        ({'schedule': 'fixed'}, 'schedule'),
         ({'max_merged': -1}, 'max_merged'),
         ({'num_merged': -1}, 'num_merged'),
         ({'max_steps': 0}, 'max_steps'),
@@ -79,7 +109,7 @@ def test_impossible_values_are_refused(fields, named):
 
 
 @pytest.mark.parametrize(
-    'morphing', [Morphing(max_merged=17), Morphing(schedule='fixed', num_merged=17)]
+    'morphing', [Morphing(max_merged=17), Morphing(schedule='constant', num_merged=17)]
 )
 def test_more_merged_tokens_than_there_are_is_the_users_mistake(morphing):
     with pytest.raises(UserError, match='only 16 tokens'):

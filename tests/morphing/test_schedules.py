@@ -15,6 +15,10 @@ def by_hand(num_merged, num_steps, num_tokens):
     return per_step
 
 
+def sample(key, num_tokens, num_merged, num_steps):
+    return sample_schedule(key, num_tokens=num_tokens, num_merged=num_merged, num_steps=num_steps)
+
+
 def test_merges_per_step_for_all_draws_of_the_paper():
     merged, steps = np.meshgrid(np.arange(197), np.arange(1, 15), indexing='ij')
     found = merges_per_step(jnp.asarray(merged), jnp.asarray(steps), num_tokens=196)
@@ -27,8 +31,8 @@ def test_merges_per_step_for_all_draws_of_the_paper():
 def test_draws_have_the_distribution_of_the_rule():
     """Chi-square over all schedules of a small case, 20,000 draws: below its 99.9 % quantile."""
     keys = jax.random.split(jax.random.key(0), 20_000)
-    sample = jax.jit(jax.vmap(lambda key: sample_schedule(key, 6, 6, 3)))
-    found, counts = np.unique(np.stack(sample(keys)), axis=1, return_counts=True)
+    draw = jax.jit(jax.vmap(lambda key: sample(key, 6, (0, 6), (1, 3))))
+    found, counts = np.unique(np.stack(draw(keys)), axis=1, return_counts=True)
     expected = {}
     for merged in range(7):
         for steps in range(1, 4):
@@ -42,13 +46,13 @@ def test_draws_have_the_distribution_of_the_rule():
 
 def test_bounds_are_inclusive():
     keys = jax.random.split(jax.random.key(1), 500)
-    per_step, steps = jax.vmap(lambda key: sample_schedule(key, 8, 5, 1))(keys)
-    assert set(per_step.tolist()) == set(range(6)) and set(steps.tolist()) == {1}
+    per_step, steps = jax.vmap(lambda key: sample(key, 8, (2, 5), (1, 1)))(keys)
+    assert set(per_step.tolist()) == set(range(2, 6)) and set(steps.tolist()) == {1}
 
 
 def test_schedule_is_two_int32_scalars():
-    chex.assert_shape(sample_schedule(jax.random.key(0), 196, 196, 14), ())
-    chex.assert_type(sample_schedule(jax.random.key(0), 196, 196, 14), jnp.int32)
+    chex.assert_shape(sample(jax.random.key(0), 196, (0, 196), (1, 14)), ())
+    chex.assert_type(sample(jax.random.key(0), 196, (0, 196), (1, 14)), jnp.int32)
 
 
 def test_groups_left():
@@ -56,3 +60,12 @@ def test_groups_left():
     assert groups_left(196, 98, 1, protect_first=True) == 196 - 97
     assert groups_left(16, 100, 10, protect_first=True) == 2
     assert groups_left(16, 100, 10, protect_first=False) == 1
+
+
+def test_groups_left_of_traced_schedules():
+    traced = jax.jit(groups_left, static_argnums=0, static_argnames='protect_first')
+    for protect_first in (True, False):
+        for r, k in [(0, 3), (1, 1), (3, 9), (8, 2), (100, 4)]:
+            found = traced(21, jnp.int32(r), jnp.int32(k), protect_first=protect_first)
+            assert found.dtype == jnp.int32
+            assert found == groups_left(21, r, k, protect_first=protect_first)

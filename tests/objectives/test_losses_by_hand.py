@@ -72,7 +72,7 @@ def groups_by_hand(tokens, per_step, steps, protect):
 def test_dtm(prepared, distance, protect):
     def change(config):
         config.objective.distance = distance
-        config.objective.morphing.protect_first = protect
+        config.objective.morphing.grouping.protect_first = protect
 
     objective, variables, batch, key, prediction, target, _ = prepared('dtm', change)
     losses = []

@@ -1,0 +1,45 @@
+"""What morphing asks of a grouping."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from mim_jax.morphing.schedules import groups_left
+
+
+@dataclasses.dataclass(frozen=True)
+class Grouping:
+    """Which tokens of an image belong together. Its dataclass fields are its config section.
+
+    A schedule is `(tokens_per_step, num_steps)`, int32 scalars that may be traced: shapes never
+    depend on it, so that one compilation serves every draw. A grouping that knows no steps forms
+    the number of groups that bipartite matching without protection would leave (`num_groups`).
+    """
+
+    protected = 0  # tokens that never join another
+    draws = False  # whether it draws from `keys`
+
+    def __call__(self, tokens, schedule, *, keys=None, images=None, grid=None):
+        """Groups tokens [B,N,D] (finite, any float dtype).
+
+        keys: typed keys [B], one per image. images: [B,H,W,C] in [0, 1], or None; grid: (h,w) with
+        N = h * w, or None: for groupings by place or colour.
+
+        Returns groups [B,N] int32 in 0..N-1: tokens of an image with the same number form a group.
+        No gradient flows through it; a schedule that joins nothing leaves every token alone.
+        """
+        raise NotImplementedError
+
+    def num_groups(self, num_tokens, schedule):
+        """Groups that the schedule leaves of `num_tokens` tokens; int for integers, else int32."""
+        return groups_left(num_tokens, *schedule, protect_first=self.protected > 0)
+
+    def title(self, num_tokens, schedule):
+        """What a schedule of two integers does, for pictures."""
+        return f'{self.num_groups(num_tokens, schedule)} groups'
+
+
+def singletons(tokens):
+    """Groups [B,N] int32 in which every one of the tokens [B,N,D] is alone."""
+    batch, num_tokens, _ = tokens.shape
+    return jnp.broadcast_to(jnp.arange(num_tokens, dtype=jnp.int32), (batch, num_tokens))
