@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from mim_jax.data.augment import normalize
 from mim_jax.errors import UserError
 from mim_jax.models.initializers import kernel_init
 from mim_jax.models.patches import patch_grid
@@ -34,6 +35,16 @@ def network_tokens(params, images, *, model, layer=None):
     if projection is not None:
         tokens = tokens @ projection['kernel'].astype(tokens.dtype)
     return jax.lax.stop_gradient(tokens.astype(jnp.float32))
+
+
+def network_input(images, *, size, mean, std):
+    """Images [B,H,W,C] in [0, 1] as a network sees them: resized (bicubic) to `size` (height,
+    width) where that is not None, then normalised; float32.
+    """
+    if size is not None and tuple(size) != images.shape[1:3]:
+        shape = (images.shape[0], *size, images.shape[3])
+        images = jnp.clip(jax.image.resize(images, shape, 'cubic', antialias=True), 0.0, 1.0)
+    return normalize(images, mean=mean, std=std)
 
 
 def resample_tokens(tokens, grid_from, grid_to):
@@ -150,15 +161,12 @@ class Teacher(Target):
         student_normalization: (mean, std), needed with normalization='student'. student_grid: (h,w)
         onto which tokens of another grid are resampled; None leaves them.
         """
-        if self.input_size is not None and tuple(self.input_size) != images.shape[1:3]:
-            shape = (images.shape[0], *self.input_size, images.shape[3])
-            images = jnp.clip(jax.image.resize(images, shape, 'cubic', antialias=True), 0.0, 1.0)
         mean, std = self.mean, self.std
         if self.normalization == 'student':
             if student_normalization is None:
                 raise ValueError("normalization='student' needs student_normalization")
             mean, std = student_normalization
-        images = (images - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
+        images = network_input(images, size=self.input_size, mean=mean, std=std)
         tokens = network_tokens(params, images, model=self.model, layer=self.layer)
         if student_grid is not None:
             grid = patch_grid(images.shape[1:3], self.model.patch_size)
