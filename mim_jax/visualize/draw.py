@@ -43,20 +43,26 @@ def write(folder: str | os.PathLike, sheets: dict[str, np.ndarray], *, step: int
 
     Raises UserError where that is not possible.
     """
+    paths = [Path(folder) / f'{name}_{step:06d}.png' for name in sheets]
+    for path, sheet in zip(paths, sheets.values(), strict=True):
+        write_png(path, sheet)
+    return paths
+
+
+def write_png(path: str | os.PathLike, sheet: np.ndarray) -> None:
+    """Writes a uint8 [H,W,3] sheet, and the folders above it where they are missing.
+
+    Raises UserError where that is not possible.
+    """
     import cv2
 
-    folder = Path(folder)
-    paths = []
-    for name, sheet in sheets.items():
-        path = folder / f'{name}_{step:06d}.png'
-        data = cv2.imencode('.png', sheet[..., ::-1])[1]
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data.tobytes())
-        except OSError as error:
-            raise UserError(f'{path} cannot be written: {error.strerror}.') from error
-        paths.append(path)
-    return paths
+    path = Path(path)
+    data = cv2.imencode('.png', sheet[..., ::-1])[1]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data.tobytes())
+    except OSError as error:
+        raise UserError(f'{path} cannot be written: {error.strerror}.') from error
 
 
 @jax.tree_util.register_static
