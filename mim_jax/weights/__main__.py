@@ -1,21 +1,26 @@
 """Command line for weight files.
 
-    python -m mim_jax.weights random --config=configs/NAME.py --out=FILE [--seed=0]
+    python -m mim_jax.weights random  --config=configs/NAME.py --out=FILE [--seed=0]
         [--dtype=float16] [--config.any.field=value ...]
-    python -m mim_jax.weights export --workdir=DIR --out=FILE [--dtype=float16]
-    python -m mim_jax.weights import DIR --out=FILE [--dtype=float16]
-    python -m mim_jax.weights inspect FILE
+    python -m mim_jax.weights import  FILE_OR_DIR --out=DIR [--dtype=float16]
+        [--model.heads=6 ...]
+    python -m mim_jax.weights export  --workdir=DIR | --weights=FILE --out=FILE [--dtype=float16]
+    python -m mim_jax.weights inspect FILE_OR_DIR [--model.heads=6 ...]
 
-`random` makes a file of random weights for the config's frozen teacher, `export` writes the encoder
-of a run of ours, `import` reads a Hugging Face directory (config.json, model.safetensors),
-`inspect` lists what a safetensors file holds.
+`random` makes a file of random weights for the config's frozen teacher. `import` reads another
+project's weights (CLIP, DINO, DINOv2, MAE, BEiT, data2vec-vision, DeiT, ViT) into a new folder.
+`export` writes the encoder of a run of ours. `inspect` says what a file holds, and whether it could
+be imported.
 """
 
 import argparse
+import dataclasses
 import json
 import sys
 
 from mim_jax.errors import UserError
+
+SECTIONS = {'random': '--config.', 'import': '--model.', 'inspect': '--model.'}
 
 
 def main(arguments=None) -> int:
@@ -27,9 +32,9 @@ def main(arguments=None) -> int:
         elif options.command == 'export':
             export(options.workdir, options.out, dtype=options.dtype)
         elif options.command == 'import':
-            import_(options.directory, options.out, dtype=options.dtype)
+            import_(options.source, options.out, assignments, dtype=options.dtype)
         else:
-            print(inspect(options.file))
+            print(inspect(options.file, assignments))
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
@@ -37,7 +42,7 @@ def main(arguments=None) -> int:
 
 
 def parse(arguments):
-    """The options, and the ("a.b.c", "text") pairs of `--config.a.b.c=text`."""
+    """The options, and the ("a.b.c", "text") pairs of `--config.a.b.c=text` or `--model.a=text`."""
     parser = argparse.ArgumentParser(prog='python -m mim_jax.weights', allow_abbrev=False)
     commands = parser.add_subparsers(dest='command', required=True)
     one = commands.add_parser('random', help="random weights for a config's frozen teacher")
@@ -45,19 +50,21 @@ def parse(arguments):
     one.add_argument('--seed', type=int, default=0)
     two = commands.add_parser('export', help='the encoder of a run')
     two.add_argument('--workdir', required=True, metavar='DIR')
-    three = commands.add_parser('import', help='the image encoder of a Hugging Face directory')
-    three.add_argument('directory', metavar='DIR')
+    three = commands.add_parser('import', help="another project's weights")
+    three.add_argument('source', metavar='FILE_OR_DIR')
     for command in (one, two, three):
-        command.add_argument('--out', required=True, metavar='FILE')
+        command.add_argument('--out', required=True)
         command.add_argument('--dtype', choices=('float32', 'float16'), default='float32')
-    commands.add_parser('inspect', help='names, shapes and metadata').add_argument('file')
+    four = commands.add_parser('inspect', help='what a file holds')
+    four.add_argument('file', metavar='FILE_OR_DIR')
     options, rest = parser.parse_known_args(arguments)
+    section = SECTIONS.get(options.command)
     assignments = []
     for argument in rest:
         name, equals, value = argument.partition('=')
-        if options.command != 'random' or not name.startswith('--config.') or not equals:
+        if not section or not name.startswith(section) or not equals:
             parser.error(f'unrecognized argument: {argument}')
-        assignments.append((name.removeprefix('--config.'), value))
+        assignments.append((name.removeprefix(section), value))
     return options, assignments
 
 
@@ -94,21 +101,33 @@ def export(workdir, out, *, dtype='float32'):
     print(f'wrote the encoder of {workdir} to {out}')
 
 
-def import_(directory, out, *, dtype='float32'):
-    """Writes the image encoder of a Hugging Face `directory` to `out`, in our naming."""
-    from mim_jax.weights import huggingface, native
+def import_(source, out, assignments=(), *, dtype='float32'):
+    """Writes what the file or folder `source` of another project holds to the new folder `out`."""
+    from mim_jax.weights import importing
 
-    model, params = huggingface.load_encoder(directory)
-    native.save(out, params, metadata=native.encoder_metadata(model), dtype=dtype)
-    print(f'wrote the encoder of {directory} to {out}')
-    print(f'its model section: {model}')
+    found = importing.import_(source, out, overrides=_fields(assignments), dtype=dtype)
+    print(f'wrote {found.described()} to {out}')
+    for line in (found.said_of_assumptions(), found.said_of_left_out()):
+        if line:
+            print(line)
+    print(found.config_entry(out))
 
 
-def inspect(path) -> str:
-    """Names, dtypes, shapes, size and metadata of the safetensors file `path`, as text."""
-    from mim_jax.weights import native
+def inspect(path, assignments=()) -> str:
+    """What the file or folder `path`, ours or another project's, holds, as text."""
+    from mim_jax.weights import importing, native, reading
 
-    tensors, metadata = native.read_header(path)
+    file = native.encoder_file(path)
+    if file.suffix == '.safetensors' and file.is_file():
+        tensors, metadata = native.read_header(file)
+        if metadata.get('format') == native.FORMAT:
+            return _listed(tensors, metadata)
+    found = importing.find(reading.read(path), overrides=_fields(assignments), what=str(path))
+    return found.report()
+
+
+def _listed(tensors, metadata):
+    """Names, dtypes, shapes, size and metadata of a file of ours."""
     rows = [(name, dtype, str(list(shape))) for name, (dtype, shape) in sorted(tensors.items())]
     widths = [max((len(row[i]) for row in rows), default=0) for i in range(2)]
     lines = [f'{n:<{widths[0]}}  {d:<{widths[1]}}  {s}' for n, d, s in rows]
@@ -123,6 +142,16 @@ def _product(shape):
     for size in shape:
         total *= size
     return total
+
+
+def _fields(assignments):
+    """Fields of the ViT given as ("heads", "6") pairs, each read as the type of its field."""
+    from mim_jax import config
+    from mim_jax.models.vit import ViT
+
+    filled = config.override(config.written(ViT()), ViT, list(assignments))
+    model = dataclasses.asdict(config.build(ViT, filled, path='model'))
+    return {name: model[name] for name, _ in assignments}
 
 
 if __name__ == '__main__':

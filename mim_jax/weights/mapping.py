@@ -1,6 +1,7 @@
 """Tables of names between other projects' ViT weights and ours, usable in both directions."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -61,6 +62,7 @@ def norm(ours, theirs):
 
 def split_attention(ours, queries, keys, values, out, *, heads, bias):
     """Attention whose queries, keys and values are three layers there, one kernel here."""
+    names = (queries, keys, values)
 
     def read(*kernels):
         width = kernels[0].shape[1]
@@ -70,27 +72,54 @@ def split_attention(ours, queries, keys, values, out, *, heads, bias):
         width = kernel.shape[0]
         return tuple(kernel[:, i].reshape(width, -1).T for i in range(3))
 
-    names = (queries, keys, values)
     rules = [Rule((f'{ours}/qkv/kernel',), tuple(f'{n}.weight' for n in names), read, write)]
     if bias != 'none':
         biased = names if bias == 'all' else (queries, values)
+        rules.append(_biases(ours, *(f'{n}.bias' for n in biased), heads=heads))
+    return [*rules, *_attention_out(ours, out, heads=heads)]
+
+
+def fused_attention(ours, kernel, biases, out, *, heads):
+    """Attention with one kernel [3D,D] there, and one bias [3D], or apart (queries, values)."""
+    rules = [
+        Rule(
+            (f'{ours}/qkv/kernel',),
+            (kernel,),
+            lambda x: (x.reshape(3, heads, -1, x.shape[-1]).transpose(3, 0, 1, 2),),
+            lambda x: (x.transpose(1, 2, 3, 0).reshape(-1, x.shape[0]),),
+        )
+    ]
+    if len(biases) == 1:
         rules.append(
             Rule(
                 (f'{ours}/qkv/bias',),
-                tuple(f'{n}.bias' for n in biased),
-                lambda *b: (np.stack([x.reshape(heads, -1) for x in b]),),
-                lambda b: tuple(x.reshape(-1) for x in b),
+                tuple(biases),
+                lambda x: (x.reshape(3, heads, -1),),
+                lambda x: (x.reshape(-1),),
             )
         )
-    rules.append(
-        Rule(
-            (f'{ours}/out/kernel',),
-            (f'{out}.weight',),
-            lambda x: (x.T.reshape(heads, -1, x.shape[0]),),
-            lambda x: (x.reshape(-1, x.shape[-1]).T,),
-        )
+    elif biases:
+        rules.append(_biases(ours, *biases, heads=heads))
+    return [*rules, *_attention_out(ours, out, heads=heads)]
+
+
+def _biases(ours, *theirs, heads):
+    return Rule(
+        (f'{ours}/qkv/bias',),
+        theirs,
+        lambda *b: (np.stack([x.reshape(heads, -1) for x in b]),),
+        lambda b: tuple(x.reshape(-1) for x in b),
     )
-    return [*rules, same(f'{ours}/out/bias', f'{out}.bias')]
+
+
+def _attention_out(ours, out, *, heads):
+    kernel = Rule(
+        (f'{ours}/out/kernel',),
+        (f'{out}.weight',),
+        lambda x: (x.T.reshape(heads, -1, x.shape[0]),),
+        lambda x: (x.reshape(-1, x.shape[-1]).T,),
+    )
+    return [kernel, same(f'{ours}/out/bias', f'{out}.bias')]
 
 
 def patches(theirs, *, patch_size, bias):
@@ -105,8 +134,18 @@ def patches(theirs, *, patch_size, bias):
     return [kernel, same('patch_embed/bias', f'{theirs}.bias')] if bias else [kernel]
 
 
-def position(theirs, *, grid, lead):
-    """A learned table of the class token and all patches, [1 + N, D] after `lead` axes of 1."""
+def position(theirs, *, grid, lead, first=True):
+    """A learned table [N,D] of all patches after `lead` axes of 1, after its `first` row if any.
+
+    The first row is the class token's; without it, `folded_class_token` is the other half.
+    """
+    if not first:
+        return Rule(
+            ('position/patches',),
+            (theirs,),
+            lambda table: (table.reshape(*grid, -1),),
+            lambda table: (table.reshape((1,) * lead + (-1, table.shape[-1])),),
+        )
 
     def read(table):
         table = table.reshape(table.shape[lead:])
@@ -117,6 +156,16 @@ def position(theirs, *, grid, lead):
         return (table.reshape((1,) * lead + table.shape),)
 
     return Rule(('position/patches', 'position/class_token'), (theirs,), read, write)
+
+
+def folded_class_token(theirs, *, lead):
+    """A class token [D] that holds its position there; here the two are apart."""
+    return Rule(
+        ('class_token', 'position/class_token'),
+        (theirs,),
+        lambda x: (x.reshape(x.shape[lead:]), np.zeros_like(x.reshape(x.shape[lead:]))),
+        lambda x, position: ((x + position).reshape((1,) * lead + x.shape),),
+    )
 
 
 def relative_position(ours, theirs, *, grid):
@@ -130,32 +179,75 @@ def relative_position(ours, theirs, *, grid):
     )
 
 
-def read(tensors, rules, *, depth, what):
-    """(params, used names): nested params of ours from foreign `tensors` by name.
+@dataclasses.dataclass(frozen=True)
+class Match:
+    """How the names and shapes of a file compare with those that a model needs."""
 
-    Raises UserError, naming the file `what`, where names are missing or shapes do not fit.
-    """
-    params, used, missing = {}, set(), []
+    used: tuple[str, ...]
+    missing: tuple[str, ...]
+    wrong: tuple[str, ...]  # 'name [its shape] instead of [the shape needed]'
+    left_out: tuple[str, ...]
+    unexpected: tuple[str, ...]
+
+    def check(self, what):
+        """Raises UserError, listing names, unless everything needed is there and nothing else."""
+        kinds = ('missing', 'wrong shape', 'unexpected')
+        lists = (self.missing, self.wrong, self.unexpected)
+        problems = [
+            f'{kind}: {native.some(names)}'
+            for kind, names in zip(kinds, lists, strict=True)
+            if names
+        ]
+        if problems:
+            raise UserError(f'{what} is refused whole; {"; ".join(problems)}')
+
+
+def match(shapes, needed, *, left_out):
+    """Compares a file's `shapes` by name with those `needed`; `left_out` is a pattern of names."""
+    used = tuple(name for name in needed if name in shapes)
+    other = sorted(name for name in shapes if name not in needed)
+    known = tuple(name for name in other if re.search(left_out, name))
+    return Match(
+        used=used,
+        missing=tuple(name for name in needed if name not in shapes),
+        wrong=tuple(
+            f'{name} {list(shapes[name])} instead of {list(needed[name])}'
+            for name in used
+            if tuple(shapes[name]) != tuple(needed[name])
+        ),
+        left_out=known,
+        unexpected=tuple(name for name in other if name not in known),
+    )
+
+
+def needed_shapes(shapes, rules, *, depth):
+    """Foreign shapes by name, from `shapes`: those of our parameters by flat name."""
+    needed = {}
     for rule in rules:
-        stacked = any(BLOCK in name for name in rule.theirs)
+        stacked = _stacked(rule)
+        arrays = [
+            np.broadcast_to(np.int8(0), shapes[n][1:] if stacked else shapes[n]) for n in rule.ours
+        ]
+        foreign = rule.write(*arrays)
+        for block in range(depth if stacked else 1):
+            for name, array in zip(rule.theirs, foreign, strict=True):
+                needed[name.replace(BLOCK, str(block))] = array.shape
+    return needed
+
+
+def read(tensors, rules, *, depth):
+    """Nested params of ours from foreign `tensors` by name, which `match` has found to fit."""
+    params = {}
+    for rule in rules:
+        stacked = _stacked(rule)
         blocks = []
         for block in range(depth if stacked else 1):
             names = [name.replace(BLOCK, str(block)) for name in rule.theirs]
-            missing += [name for name in names if name not in tensors]
-            used.update(names)
-            if not missing:
-                try:
-                    blocks.append(rule.read(*(np.asarray(tensors[name]) for name in names)))
-                except ValueError as error:
-                    shapes = ', '.join(f'{n} {list(tensors[n].shape)}' for n in names)
-                    raise UserError(f'{what}: wrong shape: {shapes}') from error
+            blocks.append(rule.read(*(np.asarray(tensors[name]) for name in names)))
         for i, name in enumerate(rule.ours):
-            if not missing:
-                arrays = [block[i] for block in blocks]
-                params[name] = np.stack(arrays) if stacked else arrays[0]
-    if missing:
-        raise UserError(f'{what}: missing: {native.some(missing)}')
-    return native.unflatten(params), used
+            arrays = [block[i] for block in blocks]
+            params[name] = np.stack(arrays) if stacked else np.ascontiguousarray(arrays[0])
+    return native.unflatten(params)
 
 
 def write(params, rules, *, depth):
@@ -163,7 +255,7 @@ def write(params, rules, *, depth):
     flat, tensors = native.flatten(params), {}
     for rule in rules:
         ours = [np.asarray(flat[name]) for name in rule.ours]
-        if any(BLOCK in name for name in rule.theirs):
+        if _stacked(rule):
             for block in range(depth):
                 names = [name.replace(BLOCK, str(block)) for name in rule.theirs]
                 arrays = rule.write(*(x[block] for x in ours))
@@ -171,3 +263,7 @@ def write(params, rules, *, depth):
         else:
             tensors.update(zip(rule.theirs, rule.write(*ours), strict=True))
     return {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+
+
+def _stacked(rule):
+    return any(BLOCK in name for name in rule.theirs)

@@ -117,18 +117,26 @@ def load(path):
 
 
 def load_encoder(path):
-    """(model fields, params) of an encoder: from a file of ours or a run's work directory.
+    """(model fields, params) of an encoder: a file of ours, a folder that `import` made, or a run's
+    work directory.
 
     Model fields are those of `mim_jax.models.ViT` as a dict (empty where the file does not state
     them); params are the ViT's, with projection/kernel [D,P] beside them where the file has one.
     """
-    if Path(path).is_dir():
+    path = encoder_file(path)
+    if path.is_dir():
         from mim_jax import work_directory  # heavy: the whole program
 
         model, params = work_directory.load_encoder(path)
         return dataclasses.asdict(model), params
     params, metadata = load(path)
     return json.loads(metadata.get('model', '{}')), params
+
+
+def encoder_file(path):
+    """The encoder's file in a folder that `import` made; any other path as it is."""
+    file = Path(path) / 'encoder.safetensors'
+    return file if file.is_file() else Path(path)
 
 
 def encoder_metadata(model, **extra):

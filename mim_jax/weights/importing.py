@@ -1,0 +1,187 @@
+"""Import: another project's file becomes a folder of ours, whole or not at all."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from mim_jax.errors import UserError
+from mim_jax.models.text import TextTower
+from mim_jax.models.vit import ViT
+from mim_jax.weights import clip, hub_config, huggingface, mapping, native, reading
+from mim_jax.weights.naming import Recognised, Source, recognise
+
+NAMINGS = (*clip.NAMINGS, *huggingface.NAMINGS)
+# Fields that say nothing about a frozen encoder's function, or that its file says by itself.
+NOT_A_TEACHERS = ('mask_token', 'drop_path', 'initialization', 'grid', 'scan', 'remat')
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a file of another project was recognised as, not yet read.
+
+    match speaks of the whole file: the encoder's names and the text tower's together.
+    """
+
+    tensors: dict[str, np.ndarray]
+    encoder: Recognised
+    text: TextTower | None
+    text_rules: tuple
+    text_source: Source | None
+    match: mapping.Match
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def described(self) -> str:
+        """In a few words, what was found."""
+        parts = [f'the image encoder of {self.encoder.naming.name}']
+        if self.encoder.projection is not None:
+            parts[0] += f' with its projection to {self.encoder.projection}'
+        return ' and '.join(parts + ['the text tower'] * (self.text is not None))
+
+    def said_of_assumptions(self) -> str:
+        """Which fields the file does not tell, '' if none."""
+        assumed = ', '.join(f'{name}={value!r}' for name, value in self.encoder.assumed.items())
+        return assumed and f'assumed, as nothing states it: {assumed} (--model.FIELD= sets another)'
+
+    def said_of_left_out(self) -> str:
+        """Which tensors are knowingly not read, '' if none."""
+        names = self.match.left_out
+        return names and f'left out, {len(names)} tensors: {native.some(names)}'
+
+    def config_entry(self, out) -> str:
+        """The lines of a config that make a teacher of the folder `out`."""
+        default = dataclasses.asdict(ViT())
+        fields = dataclasses.asdict(self.encoder.model)
+        given = {n: v for n, v in fields.items() if v != default[n] and n not in NOT_A_TEACHERS}
+        for name in ('patch_size', 'width', 'depth', 'heads'):
+            given[name] = fields[name]
+        teacher = {'weights': str(out), 'projection': self.encoder.projection}
+        teacher.update(mean=self.mean, std=self.std)
+        return (
+            f'model section: {_arguments(given)}\n'
+            'as a teacher, in a config:\n'
+            f'    config.objective.target.model.update({_arguments(given)})\n'
+            f'    config.objective.target.update({_arguments(teacher)})'
+        )
+
+    def report(self) -> str:
+        """Family, size, fields, and how the names of the file compare with those needed."""
+        encoder, match = self.encoder, self.match
+        size = sum(t.size for n, t in self.tensors.items() if n in set(match.used))
+        lines = [
+            f'family: {encoder.family} ({encoder.naming.name})',
+            f'size: {size:,} parameters in {len(match.used)} tensors',
+            f'model: {_arguments(dataclasses.asdict(encoder.model))}',
+        ]
+        if encoder.projection is not None:
+            lines.append(f'projection: {encoder.projection}')
+        if self.text:
+            lines.append(f'text tower: {_arguments(dataclasses.asdict(self.text))}')
+        lines.append(f'mean: {self.mean}, std: {self.std}')
+        lines += [self.said_of_assumptions()] * bool(encoder.assumed)
+        for kind in ('used', 'missing', 'wrong', 'unexpected', 'left_out'):
+            names = getattr(match, kind)
+            label = {'wrong': 'wrong shape', 'left_out': 'left out'}.get(kind, kind)
+            lines.append(f'{label}: {len(names)}' + (f' ({_numbered(names)})' if names else ''))
+        return '\n'.join(lines)
+
+
+def _arguments(values):
+    return ', '.join(f'{name}={value!r}' for name, value in values.items())
+
+
+def _numbered(names):
+    """Names with their first number as N, each form once: blocks.0.x, blocks.1.x are blocks.N.x."""
+    return ', '.join(dict.fromkeys(re.sub(r'\.\d+\.', '.N.', name, count=1) for name in names))
+
+
+def find(foreign, *, overrides=None, what) -> Found:
+    """Recognises the encoder, and the text tower if any, in a `reading.Foreign`.
+
+    overrides: ViT fields given by hand. Raises UserError, naming the file `what`, for a file of
+    another family.
+    """
+    stated = hub_config.stated(foreign.config)
+    stated.update(hub_config.normalization(foreign.preprocessor))
+    encoder = recognise(
+        foreign.tensors, NAMINGS, stated=stated, overrides=overrides or {}, what=what
+    )
+    text, rules, source, match = None, (), None, encoder.match
+    if encoder.family == 'clip' and (named := clip.find_text(foreign.tensors)):
+        naming, prefix = named
+        source = Source.of(
+            foreign.tensors, prefix=prefix, stated=hub_config.stated_text(foreign.config)
+        )
+        text = clip.text_tower(naming, source, activation=encoder.model.activation, what=what)
+        rules = tuple(naming.rules(text))
+        needed = mapping.needed_shapes(clip.text_shapes(text), rules, depth=text.depth)
+        shapes = {name: foreign.tensors[name].shape for name in match.unexpected}
+        own = mapping.match(shapes, {prefix + n: s for n, s in needed.items()}, left_out=r'$^')
+        match = dataclasses.replace(
+            own,
+            used=match.used + own.used,
+            missing=match.missing + own.missing,
+            wrong=match.wrong + own.wrong,
+            left_out=match.left_out,
+        )
+    mean, std = encoder.naming.normalization(encoder.source)
+    mean, std = stated.get('mean', mean), stated.get('std', std)
+    return Found(foreign.tensors, encoder, text, rules, source, match, tuple(mean), tuple(std))
+
+
+def import_(path, out, *, overrides=None, dtype='float32') -> Found:
+    """Writes what `path` holds into the new folder `out`: encoder.safetensors and, for a whole
+    CLIP, text.safetensors and the tokenizer's files if the source has them.
+
+    Raises UserError, leaving nothing behind, where the file is not understood or `out` exists.
+    """
+    foreign = reading.read(path)
+    found = find(foreign, overrides=overrides, what=str(path))
+    found.match.check(str(path))
+    model, params = found.encoder.read()
+    with new_folder(out) as folder:
+        metadata = native.encoder_metadata(
+            model,
+            mean=json.dumps(found.mean),
+            std=json.dumps(found.std),
+            family=found.encoder.family,
+        )
+        native.save(folder / 'encoder.safetensors', params, metadata=metadata, dtype=dtype)
+        if found.text:
+            params = mapping.read(
+                found.text_source.tensors, found.text_rules, depth=found.text.depth
+            )
+            metadata = {
+                'text': json.dumps(dataclasses.asdict(found.text)),
+                'family': found.encoder.family,
+            }
+            native.save(folder / 'text.safetensors', params, metadata=metadata, dtype=dtype)
+            for file in foreign.tokenizer:
+                shutil.copyfile(file, folder / file.name)
+    return dataclasses.replace(found, encoder=dataclasses.replace(found.encoder, model=model))
+
+
+@contextlib.contextmanager
+def new_folder(out):
+    """A temporary folder that becomes `out` at the end; after an exception nothing is left."""
+    out = Path(out)
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f'--out={out} exists already: remove it, or name another')
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f'.{out.name}.'))
+    try:
+        yield folder
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(folder, 0o777 & ~umask)
+        os.rename(folder, out)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise

@@ -1,0 +1,173 @@
+"""Weights of other projects from files: read whole, and never executed."""
+
+import argparse
+import dataclasses
+import json
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from mim_jax.errors import UserError
+from mim_jax.weights import native
+
+# In a folder, the first of these; else the only weights file.
+FILES = (
+    'model.safetensors',
+    'model.safetensors.index.json',
+    'open_clip_model.safetensors',
+    'pytorch_model.bin',
+    'pytorch_model.bin.index.json',
+    'open_clip_pytorch_model.bin',
+)
+PYTORCH = ('.pt', '.pth', '.bin', '.ckpt')
+# Where training programs keep the weights; the averaged network before the one that follows it.
+WRAPPERS = ('model', 'state_dict', 'model_state_dict', 'teacher', 'student', 'module')
+TOKENIZER = ('tokenizer.json', 'vocab.json', 'merges.txt')
+
+
+@dataclasses.dataclass(frozen=True)
+class Foreign:
+    """What a file or folder of another project holds.
+
+    tensors: NumPy arrays by name, floating-point ones float32. config, preprocessor: the JSON
+    files beside them, {} where absent. tokenizer: paths of a tokenizer's files.
+    """
+
+    tensors: dict[str, np.ndarray]
+    config: dict = dataclasses.field(default_factory=dict)
+    preprocessor: dict = dataclasses.field(default_factory=dict)
+    tokenizer: tuple[Path, ...] = ()
+
+
+def read(path) -> Foreign:
+    """Reads a weights file, or a folder with one and with the configuration files beside it.
+
+    Of a single file, the file alone is read: what lies beside it may belong to another. Raises
+    UserError for what is missing, damaged, or holds more than tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return Foreign(_tensors(path))
+    config = _json(path / 'config.json') or _json(path / 'open_clip_config.json')
+    return Foreign(
+        tensors=_tensors(_weights_in(path)),
+        config=config,
+        preprocessor=_json(path / 'preprocessor_config.json'),
+        tokenizer=tuple(path / name for name in TOKENIZER if (path / name).is_file()),
+    )
+
+
+def _weights_in(folder):
+    for name in FILES:
+        if (folder / name).is_file():
+            return folder / name
+    endings = ('.safetensors', *PYTORCH)
+    found = sorted(p for p in folder.iterdir() if p.suffix in endings and p.is_file())
+    if len(found) != 1:
+        names = ', '.join(p.name for p in found) or f'no file ending in {", ".join(endings)}'
+        raise UserError(f'{folder} should hold one weights file, and holds {names}: name the file')
+    return found[0]
+
+
+def _tensors(path):
+    if path.name.endswith('.index.json'):
+        return _sharded(path)
+    if path.suffix in PYTORCH:
+        return _pytorch(path)
+    return native.read_tensors(path)[0]
+
+
+def _sharded(index):
+    """The tensors of all files that the index of a sharded checkpoint names."""
+    names = _json(index).get('weight_map', {})
+    tensors = {}
+    for file in sorted(set(names.values())):
+        if Path(file).name != file:
+            raise UserError(f'{index} names {file}, which does not lie beside it')
+        tensors.update(_tensors(index.parent / file))
+    absent = [name for name in names if name not in tensors]
+    if absent or not names:
+        raise UserError(f'{index}: its files lack {native.some(absent) or "all weights"}')
+    return tensors
+
+
+def _json(path):
+    if not path.exists():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError) as error:
+        raise UserError(f'{path} cannot be read as JSON ({error})') from error
+    if not isinstance(value, dict):
+        raise UserError(f'{path} does not hold a JSON object')
+    return value
+
+
+def _pytorch(path):
+    """The tensors of a PyTorch file, read with `weights_only`: no code in it is executed."""
+    if not path.is_file():
+        raise UserError(f'weights file {path} does not exist')
+    if _is_torchscript(path):
+        raise UserError(
+            f'{path} is a TorchScript program, not a file of weights: if you trust it, '
+            f"`python -c \"import torch; torch.save(torch.jit.load('{path}', 'cpu').state_dict(), "
+            "'weights.pth')\"` makes one"
+        )
+    try:
+        import torch
+    except ImportError:
+        raise UserError(
+            f'{path} is a PyTorch file, and PyTorch is not installed: `pip install torch`, or '
+            'take a safetensors file'
+        ) from None
+    try:
+        # MAE's and DINO's files hold their command line, a class without any code of its own.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            loaded = torch.load(path, map_location='cpu', weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f'{path} is refused: it holds more than tensors and plain values ({_culprit(error)}), '
+            'which could execute code'
+        ) from error
+    except Exception as error:  # a damaged file makes many kinds, all of them this sentence
+        raise UserError(f'{path} cannot be read as a PyTorch file: it is damaged') from error
+    return {name: _as_numpy(t) for name, t in _unwrapped(loaded, torch.Tensor, path).items()}
+
+
+def _is_torchscript(path):
+    if not zipfile.is_zipfile(path):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any('/code/' in name for name in archive.namelist())
+    except zipfile.BadZipFile:
+        return False
+
+
+def _culprit(error):
+    """The name of the refused object in PyTorch's long message."""
+    for word in str(error).split():
+        if '.' in word.strip('.,`\'"') and not word.startswith(('http', 'torch.')):
+            return word.strip('.,`\'"')
+    return 'an object of unknown kind'
+
+
+def _unwrapped(loaded, kind, path):
+    """The dict of tensors inside what training programs save around it."""
+    while isinstance(loaded, dict):
+        tensors = {n: t for n, t in loaded.items() if isinstance(t, kind) and isinstance(n, str)}
+        inner = [loaded[n] for n in WRAPPERS if isinstance(loaded.get(n), dict)]
+        if inner and len(tensors) < 2:
+            loaded = inner[0]
+        elif tensors:
+            return tensors
+        else:
+            break
+    raise UserError(f'{path} holds no tensors by name, nor under any of {", ".join(WRAPPERS)}')
+
+
+def _as_numpy(tensor):
+    tensor = tensor.detach()
+    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
