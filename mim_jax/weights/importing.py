@@ -14,10 +14,10 @@ import numpy as np
 from mim_jax.errors import UserError
 from mim_jax.models.text import TextTower
 from mim_jax.models.vit import ViT
-from mim_jax.weights import clip, hub_config, huggingface, mapping, native, reading
+from mim_jax.weights import clip, hub_config, huggingface, mapping, native, reading, timm
 from mim_jax.weights.naming import Recognised, Source, recognise
 
-NAMINGS = (*clip.NAMINGS, *huggingface.NAMINGS)
+NAMINGS = (*clip.NAMINGS, *huggingface.NAMINGS, *timm.NAMINGS)
 # Fields that say nothing about a frozen encoder's function, or that its file says by itself.
 NOT_A_TEACHERS = ('mask_token', 'drop_path', 'initialization', 'grid', 'scan', 'remat')
 
