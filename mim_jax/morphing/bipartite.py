@@ -90,9 +90,9 @@ def _groups(tokens, tokens_per_step, num_steps, protected):
     def join(carry):
         step, live, groups, products = carry
         merges = count(live)
-        kept = (live + 1) // 2 - merges
-        position = _match(products, live=live, merges=merges, kept=kept, protected=protected)
-        products = _fold(products, position, kept)
+        position = _match(products, live=live, merges=merges, protected=protected)
+        # Dead positions hold zeros: wherever they go they add nothing.
+        products = _fold(products, position, (live + 1) // 2 - merges)
         groups = jnp.take_along_axis(position, groups, axis=1)
         return step + 1, live - merges, groups, products
 
@@ -100,11 +100,8 @@ def _groups(tokens, tokens_per_step, num_steps, protected):
     return lax.while_loop(unfinished, join, start)[2]
 
 
-def _match(products, *, live, merges, kept, protected):
-    """One step's matching: for each position [B, N] the position that it takes in the new order,
-    the `kept` tokens of A first.
-    """
-    batch, num_tokens = products.shape[1:3]
+def _match(products, *, live, merges, protected):
+    """One step's matching by `new_positions`, on inner products [2, B, N, N]."""
     high, low = products
     norms = pairs.inverse_sqrt(*jnp.diagonal(products, axis1=-2, axis2=-1))
     similarity, rest = pairs.cosines(
@@ -113,10 +110,29 @@ def _match(products, *, live, merges, kept, protected):
         [x[:, 0::2] for x in norms],
         [x[:, 1::2] for x in norms],
     )
-    index_a = jnp.arange(similarity.shape[1], dtype=jnp.int32)
-    index_b = jnp.arange(similarity.shape[2], dtype=jnp.int32)
+    return new_positions(similarity, rest, live=live, merges=merges, protected=protected)
+
+
+def new_positions(similarity, rest, *, live, merges, protected):
+    """Where each token of the list goes in one step of matching, by the rule of `bipartite_groups`.
+
+    Args:
+      similarity, rest: [B, ceil(N / 2), N // 2] float32, tokens of A with tokens of B: ordered by
+        `similarity`, and by `rest` where that is equal.
+      live: how many of the N places of the list hold tokens; merges: how many tokens of A join,
+        at most (live - protected) // 2; protected: 1 if the first stays alone, else 0; int32.
+
+    Returns:
+      [B, N] int32: the new place of the token at each place, what remains of A first, then B;
+      tokens with the same new place have joined. What dead places say means nothing.
+    """
+    batch, num_a, num_b = similarity.shape
+    num_tokens = num_a + num_b
+    index_a = jnp.arange(num_a, dtype=jnp.int32)
+    index_b = jnp.arange(num_b, dtype=jnp.int32)
     live_b = live // 2
     live_a = live - live_b
+    kept = live_a - merges
 
     similarity = jnp.where(index_b < live_b, similarity, -jnp.inf)
     best = jnp.max(similarity, axis=-1, keepdims=True)
@@ -132,10 +148,9 @@ def _match(products, *, live, merges, kept, protected):
     in_order = jnp.cumsum(~joins, axis=-1, dtype=jnp.int32) - 1
     stays = jnp.where(protected > 0, in_order, rank - merges)
     position_a = jnp.where(joins, kept + partner, stays)
-    position_b = jnp.broadcast_to(kept + index_b, (batch, num_tokens // 2))
-    position_b = jnp.pad(position_b, ((0, 0), (0, num_tokens % 2)))
+    position_b = jnp.broadcast_to(kept + index_b, (batch, num_b))
+    position_b = jnp.pad(position_b, ((0, 0), (0, num_a - num_b)))
     position = jnp.stack([position_a, position_b], axis=-1).reshape(batch, -1)[:, :num_tokens]
-    # Dead positions hold zeros: wherever they go they add nothing.
     return jnp.clip(position, 0, num_tokens - 1)
 
 
