@@ -155,15 +155,15 @@ def _check(params, teacher, *, channels, flag):
     native.check_params(params, native.unflatten(expected), what=flag)
 
 
-def size_flag(text: str) -> tuple[int, int]:
-    """(height, width) from 'H,W', or from 'S' for a square: for argparse."""
+def size_flag(text: str) -> tuple[int, ...]:
+    """(S,) from 'S' and (H, W) from 'H,W', in pixels: for argparse."""
     try:
         sides = tuple(int(side) for side in text.split(','))
     except ValueError:
         sides = ()
     if len(sides) not in (1, 2) or min(sides) < 1:
-        raise argparse.ArgumentTypeError(f'{text!r} is no size: give pixels as H,W')
-    return sides * 2 if len(sides) == 1 else sides
+        raise argparse.ArgumentTypeError(f'{text!r} is no size in pixels, like 224 or 224,336')
+    return sides
 
 
 def _floats(text):

@@ -39,7 +39,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add('--data', required=True, metavar='embedded|DIR|tfds:NAME', help='labelled images')
     add('--train_split', default='train', help='split for the linear probe (default train)')
     add('--test_split', default='test', help='split for the figures (default test)')
-    add('--image_size', type=teachers.size_flag, metavar='H,W', help="default: the teacher's")
+    add('--image_size', type=teachers.size_flag, metavar='S or H,W', help="default: the teacher's")
     add('--max_train', type=_count, default=1024, help='training images (default 1024)')
     add('--max_test', type=_count, default=1024, help='test images (default 1024)')
     add('--num_groups', type=_count, help='groups of an image (default: half of its tokens)')
@@ -129,11 +129,11 @@ def data_config(arguments: argparse.Namespace, loaded: teachers.Loaded) -> DataC
     if size is None:
         raise UserError(
             f'--teacher={arguments.teacher} does not state the size of its images: give '
-            '--image_size=H,W'
+            '--image_size=S or --image_size=H,W, in pixels'
         )
     try:
         return DataConfig(
-            image_size=size,
+            image_size=size if len(size) == 2 else size * 2,
             channels=loaded.channels,
             mean=loaded.teacher.mean,
             std=loaded.teacher.std,

@@ -1,7 +1,9 @@
-"""Draws what a run has learnt: `python -m mim_jax.visualize --workdir=DIR`.
+"""Draws what a run has learnt (--workdir=DIR) or what a teacher sees in photos (--teacher=PATH).
 
-Writes PNG sheets of masks, reconstructions, morphing groups and features: of images of the run's
-evaluation split into WORKDIR/pictures, of files given by --images into WORKDIR/pictures/images.
+With --workdir writes PNG sheets of masks, reconstructions, morphing groups and features: of images
+of the run's evaluation split into WORKDIR/pictures, of files given by --images into
+WORKDIR/pictures/images. With --teacher writes one sheet of the photos given by --images: the
+teacher's tokens, their groups at several schedules and the morphed target.
 """
 
 import argparse
@@ -11,8 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
+from mim_jax import teachers
 from mim_jax.errors import UserError
 from mim_jax.visualize import draw, write
+from mim_jax.visualize.draw import write_png
 
 MAX_IMAGES = 64
 
@@ -87,12 +91,25 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog='python -m mim_jax.visualize', description=__doc__.split('\n\n')[0]
     )
-    parser.add_argument('--workdir', required=True, help='work directory of the run')
-    parser.add_argument('--images', nargs='+', default=[], help='image files or folders of them')
-    parser.add_argument('--num', type=int, default=8, help='how many images (default 8)')
-    parser.add_argument('--step', type=int, help='checkpoint to draw (default: the newest)')
-    parser.add_argument('--out', help='folder for the pictures (default: in WORKDIR/pictures)')
+    add = parser.add_argument
+    add('--workdir', help='work directory of the run')
+    add('--images', nargs='+', default=[], help='image files or folders of them')
+    add('--num', type=int, default=8, help='how many images (default 8)')
+    add('--step', type=int, help='with --workdir: checkpoint to draw (default: the newest)')
+    add('--out', help='folder for the pictures (default: WORKDIR/pictures; runs/pictures)')
+    teachers.add_flags(parser)
+    add(
+        '--image_size',
+        type=teachers.size_flag,
+        metavar='S or H,W',
+        help="with --teacher: the photos' shorter side, or the size to which all are cropped, in "
+        "pixels (default: the shorter side of the teacher's own images)",
+    )
     arguments = parser.parse_args(argv)
+    if bool(arguments.workdir) == bool(arguments.teacher):
+        parser.error('give either --workdir or --teacher.')
+    if arguments.teacher and not arguments.images:
+        parser.error('--teacher needs --images.')
     if not 1 <= arguments.num <= MAX_IMAGES:
         parser.error(f'--num={arguments.num}: give 1 to {MAX_IMAGES}.')
     return arguments
@@ -101,6 +118,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> list[Path]:
     """Runs the command line and returns the files written."""
     arguments = parse(argv)
+    paths = draw_teacher(arguments) if arguments.teacher else draw_run(arguments)
+    for path in paths:
+        print(path)
+    return paths
+
+
+def draw_run(arguments: argparse.Namespace) -> list[Path]:
+    """The sheets of a work directory."""
     from mim_jax.work_directory import restore_run
 
     program, variables, step = restore_run(arguments.workdir, step=arguments.step)
@@ -116,10 +141,32 @@ def main(argv: list[str] | None = None) -> list[Path]:
     folder = Path(arguments.workdir) / 'pictures'
     if arguments.images:
         folder /= 'images'  # beside the run's own pictures of the same step
-    paths = write(arguments.out or folder, sheets, step=step)
-    for path in paths:
-        print(path)
-    return paths
+    return write(arguments.out or folder, sheets, step=step)
+
+
+def draw_teacher(arguments: argparse.Namespace) -> list[Path]:
+    """The sheet of a teacher."""
+    from mim_jax.evaluators import EvenlySpaced
+    from mim_jax.visualize.teacher import read_photo, teacher_sheet
+
+    loaded = teachers.from_flags(arguments)
+    size = arguments.image_size
+    if size is None:
+        if loaded.image_size is None:
+            raise UserError(
+                f'--teacher={arguments.teacher} does not state the size of its images: give '
+                "--image_size=S, the photos' shorter side in pixels"
+            )
+        size = (min(loaded.image_size),)
+    patch, channels = loaded.teacher.model.patch_size, loaded.channels
+    files = EvenlySpaced(find_images(arguments.images), arguments.num)
+    photos = [
+        read_photo(files[i], size=size, patch_size=patch, channels=channels)
+        for i in range(len(files))
+    ]
+    path = Path(arguments.out or 'runs/pictures') / 'teacher.png'
+    write_png(path, teacher_sheet(loaded, photos))
+    return [path]
 
 
 if __name__ == '__main__':

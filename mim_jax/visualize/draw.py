@@ -57,7 +57,8 @@ def write_png(path: str | os.PathLike, sheet: np.ndarray) -> None:
     import cv2
 
     path = Path(path)
-    data = cv2.imencode('.png', sheet[..., ::-1])[1]
+    # OpenCV's own choice is fast and makes files of photos and flat panels several times larger.
+    data = cv2.imencode('.png', sheet[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 6])[1]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data.tobytes())

@@ -80,24 +80,32 @@ def paint_groups(
     return np.where(border[..., None], np.float32(BORDER), painted)
 
 
-def pca_colors(tokens: np.ndarray) -> np.ndarray:
+def pca_colors(tokens: np.ndarray, *, like: np.ndarray | None = None) -> np.ndarray:
     """Tokens [B,N,D] as colours float32 [B,N,3]: their first three principal components.
 
-    The components are those of all B * N tokens together, so that equal colours mean alike tokens
-    across the images too. Each is stretched to [0, 1] between its 1st and 99th percentile, and
-    turned so that its largest loading is positive.
+    The components are those of all tokens of `like` [...,D] together (None: of `tokens`), so that
+    equal colours mean alike tokens across the images too, and across calls with one `like`. Each is
+    stretched to [0, 1] between its 1st and 99th percentile over `like`, and turned so that its
+    largest loading is positive.
     """
     tokens = np.asarray(tokens, np.float64)
-    flat = tokens.reshape(-1, tokens.shape[-1])
-    flat = flat - flat.mean(axis=0)
-    _, axes = np.linalg.eigh(flat.T @ flat)
+    like = tokens if like is None else np.asarray(like, np.float64)
+    like = like.reshape(-1, like.shape[-1])
+    centre = like.mean(axis=0)
+    _, axes = np.linalg.eigh((like - centre).T @ (like - centre))
     axes = axes[:, ::-1][:, :3]
     axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])
-    components = flat @ axes
-    low, high = np.percentile(components, (1, 99), axis=0)
+    low, high = np.percentile((like - centre) @ axes, (1, 99), axis=0)
+    components = (tokens - centre) @ axes
     colors = np.clip((components - low) / np.maximum(high - low, 1e-12), 0, 1)
-    colors = np.pad(colors, ((0, 0), (0, 3 - colors.shape[1])))
-    return colors.reshape(*tokens.shape[:2], 3).astype(np.float32)
+    return np.pad(colors, ((0, 0), (0, 0), (0, 3 - colors.shape[-1]))).astype(np.float32)
+
+
+def on_canvas(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Images [B,H,W,3] in the middle of white ones of `size` (height, width), at least as large."""
+    spare = [whole - own for whole, own in zip(size, images.shape[1:3], strict=True)]
+    around = [(extra // 2, extra - extra // 2) for extra in spare]
+    return np.pad(images, ((0, 0), *around, (0, 0)), constant_values=1)
 
 
 def enlarge(images: np.ndarray, *, scale: int) -> np.ndarray:

@@ -177,3 +177,25 @@ def test_render_draws_whatever_there_is(keys, expected):
         gap = panel // 40
         # The input, what is hidden, and 3 schedules.
         assert sheets['groups'].shape[1] == 5 * (panel + gap) + gap
+
+
+def test_colours_like_those_of_other_tokens():
+    from sklearn.decomposition import PCA
+
+    rng = np.random.default_rng(0)
+    every, tokens = rng.normal(size=(40, 5)), rng.normal(size=(2, 6, 5))
+    model = PCA(3).fit(every)
+    components = model.transform(tokens.reshape(-1, 5))
+    low, high = np.percentile(model.transform(every), (1, 99), axis=0)
+    colors = pictures.pca_colors(tokens, like=every).reshape(-1, 3)
+    for i in range(3):
+        up = np.clip((components[:, i] - low[i]) / (high[i] - low[i]), 0, 1)
+        best = min(np.abs(colors[:, i] - x).max() for x in (up, 1 - up))  # an axis has no sign
+        assert best < 1e-5
+
+
+def test_on_canvas():
+    images = make_images(height=4, width=3)
+    shown = pictures.on_canvas(images, (7, 3))
+    np.testing.assert_array_equal(shown[:, 1:5], images)
+    assert shown.shape == (2, 7, 3, 3) and (shown[:, [0, 5, 6]] == 1).all()
