@@ -4,18 +4,19 @@
         [--dtype=float16] [--config.any.field=value ...]
     python -m mim_jax.weights import  FILE_OR_DIR --out=DIR [--dtype=float16]
         [--model.heads=6 ...]
-    python -m mim_jax.weights export  --workdir=DIR | --weights=FILE --out=FILE [--dtype=float16]
+    python -m mim_jax.weights export  --workdir=DIR | --weights=FILE_OR_DIR --out=FILE_OR_DIR
+        [--to=mim_jax|timm|huggingface] [--dtype=float16] [--image_size=224]
     python -m mim_jax.weights inspect FILE_OR_DIR [--model.heads=6 ...]
 
 `random` makes a file of random weights for the config's frozen teacher. `import` reads another
 project's weights (CLIP, DINO, DINOv2, MAE, BEiT, data2vec-vision, DeiT, ViT) into a new folder.
-`export` writes the encoder of a run of ours. `inspect` says what a file holds, and whether it could
+`export` writes an encoder of ours, of a run or of a file, as a file of ours, or as a folder that
+timm or `transformers` reads. `inspect` says what a file holds, and whether it could
 be imported.
 """
 
 import argparse
 import dataclasses
-import json
 import sys
 
 from mim_jax.errors import UserError
@@ -30,7 +31,7 @@ def main(arguments=None) -> int:
         if options.command == 'random':
             random(options.config, options.out, assignments, seed=options.seed, dtype=options.dtype)
         elif options.command == 'export':
-            export(options.workdir, options.out, dtype=options.dtype)
+            export(options)
         elif options.command == 'import':
             import_(options.source, options.out, assignments, dtype=options.dtype)
         else:
@@ -48,8 +49,12 @@ def parse(arguments):
     one = commands.add_parser('random', help="random weights for a config's frozen teacher")
     one.add_argument('--config', required=True, metavar='FILE.py')
     one.add_argument('--seed', type=int, default=0)
-    two = commands.add_parser('export', help='the encoder of a run')
-    two.add_argument('--workdir', required=True, metavar='DIR')
+    two = commands.add_parser('export', help='an encoder of ours, for us or for others')
+    source = two.add_mutually_exclusive_group(required=True)
+    source.add_argument('--workdir', metavar='DIR')
+    source.add_argument('--weights', metavar='FILE_OR_DIR')
+    two.add_argument('--to', choices=('mim_jax', 'timm', 'huggingface'), default='mim_jax')
+    two.add_argument('--image_size', type=_size, metavar='SIDE|HEIGHT,WIDTH')
     three = commands.add_parser('import', help="another project's weights")
     three.add_argument('source', metavar='FILE_OR_DIR')
     for command in (one, two, three):
@@ -88,17 +93,30 @@ def random(config, out, assignments=(), *, seed=0, dtype='float32'):
     print(f'wrote random weights of seed {seed} to {out}')
 
 
-def export(workdir, out, *, dtype='float32'):
-    """Writes the encoder of the newest checkpoint in `workdir` to `out`."""
-    from pathlib import Path
+def export(options):
+    """Writes the encoder of a run's newest checkpoint, or of a file, to `options.out`."""
+    from mim_jax.weights import exporting, huggingface_export, timm_export
 
-    from mim_jax.weights import native
+    given = options.workdir or options.weights
+    encoder = (exporting.of_run if options.workdir else exporting.of_file)(given)
+    if options.image_size:
+        encoder = dataclasses.replace(encoder, image_size=options.image_size)
+    if options.to == 'mim_jax':
+        exporting.to_mim_jax(encoder, options.out, dtype=options.dtype)
+        print(f'wrote the encoder of {given} to {options.out}')
+        return
+    writer = {'timm': timm_export, 'huggingface': huggingface_export}[options.to]
+    held_by, left_out = writer.export(encoder, options.out, dtype=options.dtype)
+    without = f', without {", ".join(left_out)}, for which it has no place' if left_out else ''
+    print(f'wrote the encoder of {given} to {options.out}, as {held_by}{without}')
 
-    if not Path(workdir).is_dir():
-        raise UserError(f'--workdir={workdir}: there is no such directory')
-    model, params = native.load_encoder(workdir)
-    native.save(out, params, metadata={'model': json.dumps(model)}, dtype=dtype)
-    print(f'wrote the encoder of {workdir} to {out}')
+
+def _size(text):
+    """(height, width) of "224" or "224,192"."""
+    sizes = [int(part) for part in text.split(',')]
+    if len(sizes) > 2 or min(sizes) < 1:
+        raise ValueError(text)
+    return sizes[0], sizes[-1]
 
 
 def import_(source, out, assignments=(), *, dtype='float32'):

@@ -1,20 +1,16 @@
 """Import: another project's file becomes a folder of ours, whole or not at all."""
 
-import contextlib
 import dataclasses
 import json
-import os
 import re
 import shutil
-import tempfile
-from pathlib import Path
 
 import numpy as np
 
-from mim_jax.errors import UserError
 from mim_jax.models.text import TextTower
 from mim_jax.models.vit import ViT
 from mim_jax.weights import clip, hub_config, huggingface, mapping, native, reading, timm
+from mim_jax.weights.folders import new_folder
 from mim_jax.weights.naming import Recognised, Source, recognise
 
 NAMINGS = (*clip.NAMINGS, *huggingface.NAMINGS, *timm.NAMINGS)
@@ -166,22 +162,3 @@ def import_(path, out, *, overrides=None, dtype='float32') -> Found:
             for file in foreign.tokenizer:
                 shutil.copyfile(file, folder / file.name)
     return dataclasses.replace(found, encoder=dataclasses.replace(found.encoder, model=model))
-
-
-@contextlib.contextmanager
-def new_folder(out):
-    """A temporary folder that becomes `out` at the end; after an exception nothing is left."""
-    out = Path(out)
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f'--out={out} exists already: remove it, or name another')
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f'.{out.name}.'))
-    try:
-        yield folder
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(folder, 0o777 & ~umask)
-        os.rename(folder, out)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise

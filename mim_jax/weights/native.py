@@ -25,18 +25,24 @@ def save(path, params, *, metadata=None, dtype='float32'):
     Floating-point arrays are stored in `dtype` ('float32' or 'float16'); `metadata` maps str to
     str. Raises UserError where a value does not fit float16.
     """
-    tensors = {}
-    for name, value in flatten(params).items():
-        array = np.asarray(value)
-        if jax.dtypes.issubdtype(array.dtype, np.floating):
-            wide = array.astype(np.float32)
-            with np.errstate(over='ignore'):
-                array = wide.astype(dtype)
-            if dtype == 'float16' and not np.array_equal(np.isfinite(wide), np.isfinite(array)):
-                raise UserError(f'{name} has values beyond float16: export with --dtype=float32')
-        tensors[name] = np.ascontiguousarray(array)
+    tensors = {name: narrowed(name, value, dtype) for name, value in flatten(params).items()}
     data = safetensors.numpy.save(tensors, metadata={'format': FORMAT, **(metadata or {})})
     write_whole(path, data)
+
+
+def narrowed(name, value, dtype):
+    """A floating-point array in `dtype`, another as it is; contiguous NumPy.
+
+    Raises UserError where a value does not fit float16.
+    """
+    array = np.asarray(value)
+    if jax.dtypes.issubdtype(array.dtype, np.floating):
+        wide = array.astype(np.float32)
+        with np.errstate(over='ignore'):
+            array = wide.astype(dtype)
+        if dtype == 'float16' and not np.array_equal(np.isfinite(wide), np.isfinite(array)):
+            raise UserError(f'{name} has values beyond float16: export with --dtype=float32')
+    return np.ascontiguousarray(array)
 
 
 def write_whole(path, data):

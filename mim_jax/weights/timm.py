@@ -39,7 +39,7 @@ def _names_for(model, source, inner):
     """The names as in `source`, or timm's own."""
     if source is None:
         scales = 'gamma_{}' if is_beit(model) else 'ls{}.gamma'
-        return _Names(not model.num_registers, 'reg_token', scales, 2)
+        return _Names(model.class_token and not model.num_registers, 'reg_token', scales, 2)
     own = {n.removeprefix(inner): t.shape for n, t in source.tensors.items()}
     rows, columns = model.grid or (0, 0)
     return _Names(
@@ -101,7 +101,10 @@ def _rules(model, names):
 
 def is_beit(model) -> bool:
     """Whether timm holds this encoder in its class Beit, not in VisionTransformer."""
-    return model.relative_position != 'none' or model.qkv_bias == 'qv'
+    if model.relative_position != 'none':
+        return True
+    plain = model.class_token and not model.num_registers and not model.pre_norm
+    return model.qkv_bias == 'qv' and plain
 
 
 def _fields(source):

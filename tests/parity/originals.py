@@ -24,6 +24,13 @@ def quick_gelu(x):
     return x * torch.sigmoid(1.702 * x)
 
 
+ACTIVATIONS = {
+    'gelu': functional.gelu,
+    'gelu_tanh': lambda x: functional.gelu(x, approximate='tanh'),
+    'quick_gelu': quick_gelu,
+}
+
+
 class OpenAIBlock(nn.Module):
     """CLIP's: torch's own attention, whose three projections are one `in_proj_weight`."""
 
@@ -131,11 +138,11 @@ class TimmAttention(nn.Module):
 
 
 class TimmBlock(nn.Module):
-    def __init__(self, width, heads, bias, scale, table, eps):
+    def __init__(self, width, heads, bias, scale, table, eps, activation):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width, eps), nn.LayerNorm(width, eps)
         self.attn = TimmAttention(width, heads, bias, table)
-        self.mlp = FeedForward(width, ('fc1', 'fc2'), functional.gelu)
+        self.mlp = FeedForward(width, ('fc1', 'fc2'), activation)
         self.scale = scale
         if scale == 'gamma':
             self.gamma_1 = nn.Parameter(torch.empty(width))
@@ -181,6 +188,7 @@ class TimmViT(nn.Module):
         pre_norm=False,
         norm='norm',
         eps=1e-6,
+        activation='gelu',
     ):
         super().__init__()
         table = (2 * grid[0] - 1) * (2 * grid[1] - 1) + 3
@@ -202,7 +210,8 @@ class TimmViT(nn.Module):
             self.rel_pos_bias.relative_position_bias_table = nn.Parameter(torch.empty(table, heads))
         own = table if tables in ('per_block', 'both') else None
         self.blocks = nn.ModuleList(
-            TimmBlock(width, heads, bias, scale, own, eps) for _ in range(depth)
+            TimmBlock(width, heads, bias, scale, own, eps, ACTIVATIONS[activation])
+            for _ in range(depth)
         )
         setattr(self, norm, nn.LayerNorm(width, eps))
 
