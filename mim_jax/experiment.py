@@ -166,8 +166,13 @@ def make_train_step(
     )
 
     def view(keys: jax.Array, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        images = augment(keys, batch['images'], flip=data.flip, color_jitter=data.color_jitter)
-        return {**batch, 'images': images}
+        views = [
+            augment(
+                keys, batch['images'], flip=data.flip, color_jitter=data.color_jitter, view=number
+            )
+            for number in range(objective.num_views)
+        ]
+        return {**batch, **dict(zip(('images', 'second_view'), views, strict=False))}
 
     ema_decay = None
     if train.ema_decay is not None:

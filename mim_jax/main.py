@@ -3,7 +3,8 @@
     python -m mim_jax.main --config=configs/NAME.py[:ARGUMENT] [--workdir=DIR] [--dry_run]
         [--topology=v5e:4x4] [--config.any.field=value ...]
 
-Without `--workdir` the run lives in runs/NAME. Starting again in a work directory resumes it.
+Without `--workdir` the run lives in runs/NAME, or runs/NAME_ARGUMENT. Starting again in a work
+directory resumes it.
 """
 
 import argparse
@@ -52,7 +53,7 @@ def run(arguments: list[str]) -> None:
     _use_compilation_cache()
     from mim_jax.trainer import Trainer
 
-    workdir = options.workdir or Path('runs') / Path(options.config.partition(':')[0]).stem
+    workdir = options.workdir or default_workdir(options.config)
     trainer = Trainer(experiment, workdir)
     work_directory.claim(workdir, experiment)
     if distributed.is_main():
@@ -60,11 +61,18 @@ def run(arguments: list[str]) -> None:
     trainer.train()
 
 
+def default_workdir(spec: str) -> Path:
+    """runs/NAME for NAME.py, runs/NAME_ARGUMENT for NAME.py:ARGUMENT."""
+    file, _, argument = spec.partition(':')
+    name = Path(file).stem + (f'_{argument}' if argument else '')
+    return Path('runs') / re.sub(r'[^\w.+-]', '_', name)
+
+
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
     """Options, and the ("a.b.c", "text") pairs of `--config.a.b.c=text`."""
     parser = argparse.ArgumentParser(prog='python -m mim_jax.main', allow_abbrev=False)
     parser.add_argument('--config', required=True, metavar='FILE.py[:ARGUMENT]')
-    parser.add_argument('--workdir', metavar='DIR', help='default: runs/NAME of the config file')
+    parser.add_argument('--workdir', metavar='DIR', help='default: runs/NAME[_ARGUMENT]')
     parser.add_argument('--dry_run', action='store_true', help='build and compile, train nothing')
     parser.add_argument('--topology', metavar='NAME', help='with --dry_run: a TPU slice, v5e:4x4')
     options, rest = parser.parse_known_args(arguments)

@@ -13,7 +13,7 @@ from mim_jax import experiment
 from mim_jax.config import Clock, choice
 from mim_jax.errors import UserError
 
-CONFIGS = sorted((Path(__file__).parent.parent / 'configs').glob('*.py'))
+CONFIGS = sorted((Path(__file__).parent.parent / 'configs').glob('[!_]*.py'))
 
 
 @dataclasses.dataclass(frozen=True)

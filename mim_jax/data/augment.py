@@ -11,7 +11,7 @@ import jax.numpy as jnp
 GREY = (0.299, 0.587, 0.114)
 
 
-def augment(keys, images, *, flip=0.0, color_jitter=(0.0, 0.0, 0.0), masks=None):
+def augment(keys, images, *, flip=0.0, color_jitter=(0.0, 0.0, 0.0), masks=None, view=0):
     """Colour jitter and horizontal flips.
 
     Brightness, contrast and saturation are applied in this order (torchvision shuffles the order
@@ -24,12 +24,17 @@ def augment(keys, images, *, flip=0.0, color_jitter=(0.0, 0.0, 0.0), masks=None)
       flip: probability of a flip.
       color_jitter: (brightness, contrast, saturation); 0 leaves a property as it is.
       masks: [B,H,W] of any type, flipped with their images; None: none.
+      view: views of one key have the same flip, and a jitter of their own.
 
     Returns:
       float32 [B,H,W,C] in [0, 1]; with `masks`, the pair (images, masks).
     """
     images = images.astype(jnp.float32) / 255.0
-    draws = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 0), (4,)))(keys)
+
+    def uniform(view):
+        return jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, view), (4,)))(keys)
+
+    draws = uniform(view)
     low = jnp.maximum(0.0, 1.0 - jnp.asarray(color_jitter))
     factors = low + draws[:, :3] * (1.0 + jnp.asarray(color_jitter) - low)
     brightness, contrast, saturation = (f[:, None, None, None] for f in factors.T)
@@ -41,7 +46,7 @@ def augment(keys, images, *, flip=0.0, color_jitter=(0.0, 0.0, 0.0), masks=None)
     if color_jitter[2] > 0 and images.shape[-1] == 3:
         middle = grey(images)
         images = jnp.clip(middle + saturation * (images - middle), 0.0, 1.0)
-    flipped = draws[:, 3] < flip
+    flipped = uniform(0)[:, 3] < flip
     if flip > 0:
         images = jnp.where(flipped[:, None, None, None], images[:, :, ::-1], images)
     if masks is None:

@@ -1,4 +1,4 @@
-"""Decoders: from the tokens of visible patches to a prediction for every patch."""
+"""Decoders: blocks between an encoder's tokens and what is predicted from them."""
 
 import dataclasses
 import functools
@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from mim_jax.models.blocks import Linear, layer_norm, stacked_blocks
 from mim_jax.models.initializers import normal_token
-from mim_jax.models.positions import sincos_table
+from mim_jax.models.positions import RelativePosition, sincos_table
+from mim_jax.models.vit import ViT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,3 +105,34 @@ class Decoder(nn.Module):
             x = x[:, 1:]
         x = layer_norm(c.norm_eps, c.dtype, 'norm')(x)
         return linear((features,), name='predict')(x).astype(jnp.float32)
+
+
+class PatchAggregation(nn.Module):
+    """Further blocks like an encoder's on tokens [B,1+N,D], class token first; no norm at the end.
+
+    BEiT v2 feeds them the last class token and patch tokens of an earlier block, `first`, whose
+    numbering they continue. Parameters: blocks.
+    """
+
+    encoder: ViT
+    grid: tuple[int, int]
+    first: int
+    depth: int
+
+    @nn.compact
+    def __call__(self, tokens, *, keep=None, shared=None):
+        """`keep` [depth,2,B] as in `Block`; `shared`: parameters of the encoder's relative position
+        table that all its blocks use, or None.
+        """
+        c = self.encoder
+        relative = functools.partial(
+            RelativePosition, c.heads, self.grid, True, stored=c.grid and tuple(c.grid)
+        )
+        bias = None
+        if shared is not None:
+            bias = relative(parent=None).apply({'params': shared})
+        own = c.relative_position in ('per_block', 'both')
+        blocks = stacked_blocks(
+            self.depth, first=self.first, relative=relative if own else None, **c.block_options
+        )
+        return blocks(tokens, keep=keep, bias=bias)[0]

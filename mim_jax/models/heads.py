@@ -1,12 +1,15 @@
 """Heads on an encoder's output."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from mim_jax.models.blocks import Linear, layer_norm
 from mim_jax.models.initializers import kernel_init
 
 POOLINGS = ('mean', 'class_token')
+HIDDEN_ACTIVATIONS = {'relu': jax.nn.relu, 'tanh': jnp.tanh}
+BATCH_NORM_EPS = 1e-5
 
 
 class TokenHead(nn.Module):
@@ -25,6 +28,47 @@ class TokenHead(nn.Module):
             (self.features,), initialization=self.initialization, dtype=self.dtype, name='linear'
         )
         return head(tokens).astype(jnp.float32)
+
+
+class MLPHead(nn.Module):
+    """Two linear layers with an activation between them: [...,D] to float32 [...,features].
+
+    batch_norm: normalises the hidden layer by the statistics of the batch in hand, over all axes
+    but the last, in training and whenever else it is called (no running average is kept: the heads
+    that use it are left behind after pre-training). Parameters: fc1, norm, fc2.
+    """
+
+    hidden: int
+    features: int
+    activation: str = 'relu'
+    batch_norm: bool = False
+    initialization: str = 'mae'
+    dtype: str = 'float32'
+
+    @nn.compact
+    def __call__(self, x):
+        common = {'initialization': self.initialization, 'dtype': self.dtype}
+        x = Linear((self.hidden,), name='fc1', **common)(x)
+        if self.batch_norm:
+            x = BatchNorm(name='norm')(x).astype(x.dtype)
+        x = HIDDEN_ACTIVATIONS[self.activation](x)
+        return Linear((self.features,), name='fc2', **common)(x).astype(jnp.float32)
+
+
+class BatchNorm(nn.Module):
+    """(x - mean) / sqrt(var + 1e-5) * scale + bias of [...,D] over all axes but the last, float32.
+
+    Under jit the axes are those of the global batch, however it is split over devices.
+    """
+
+    @nn.compact
+    def __call__(self, x):
+        x = x.astype(jnp.float32)
+        axes = tuple(range(x.ndim - 1))
+        scale = self.param('scale', nn.initializers.ones, x.shape[-1:])
+        bias = self.param('bias', nn.initializers.zeros, x.shape[-1:])
+        centred = x - x.mean(axes)
+        return centred / jnp.sqrt((centred**2).mean(axes) + BATCH_NORM_EPS) * scale + bias
 
 
 class PooledClassifier(nn.Module):

@@ -20,6 +20,18 @@ from mim_jax.models.initializers import INITS, normal_token
 from mim_jax.models.patches import patch_grid, patchify
 from mim_jax.models.positions import LearnedPosition, RelativePosition, sincos_table
 
+BLOCK_OPTIONS = (
+    'scan',
+    'remat',
+    'heads',
+    'mlp_ratio',
+    'layer_scale',
+    'qkv_bias',
+    'activation',
+    'norm_eps',
+    'initialization',
+    'dtype',
+)
 CHOICES = {
     'position': ('sincos', 'learned', 'none'),
     'position_resize': ('bicubic', 'bicubic_antialias'),
@@ -103,6 +115,11 @@ class ViT:
         """The Linen module with these fields."""
         return VisionTransformer(self)
 
+    @property
+    def block_options(self) -> dict:
+        """Arguments of `stacked_blocks` for blocks like this encoder's."""
+        return {name: getattr(self, name) for name in BLOCK_OPTIONS}
+
     def init(self, key, images):
         """Variables {'params': ...} for images shaped [B,H,W,C] like `images` (values unused)."""
         return _init(self.module, key, images.shape[1:])
@@ -163,16 +180,7 @@ class VisionTransformer(nn.Module):
             keep = drop_path_factors(drop_path_keys, rate=c.drop_path, depth=c.depth)
         x, outputs = stacked_blocks(
             c.depth,
-            scan=c.scan,
-            remat=c.remat,
-            heads=c.heads,
-            mlp_ratio=c.mlp_ratio,
-            layer_scale=c.layer_scale,
-            qkv_bias=c.qkv_bias,
-            activation=c.activation,
-            norm_eps=c.norm_eps,
-            initialization=c.initialization,
-            dtype=c.dtype,
+            **c.block_options,
             collect=bool(layers),
             relative=relative if c.relative_position in ('per_block', 'both') else None,
         )(x, keep=keep, bias=bias, visible_ids=visible_ids)

@@ -1,13 +1,19 @@
 """The methods, one file each: a new one is a file, a line in OBJECTIVES, a config and a test."""
 
+from mim_jax.objectives.beitv2 import BEiTv2
+from mim_jax.objectives.byol import BYOL
 from mim_jax.objectives.classification import Classification
 from mim_jax.objectives.dtm import DTM
 from mim_jax.objectives.mae import MAE
 from mim_jax.objectives.simmim import SimMIM
+from mim_jax.objectives.vqkd import VQKD
 
 OBJECTIVES = {
+    'beitv2': BEiTv2,
+    'byol': BYOL,
     'classification': Classification,
     'dtm': DTM,
     'mae': MAE,
     'simmim': SimMIM,
+    'vqkd': VQKD,
 }

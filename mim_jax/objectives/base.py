@@ -43,6 +43,11 @@ class Objective:
         """Whether the method reads `variables['ema']`."""
         return False
 
+    @property
+    def num_views(self) -> int:
+        """Views of an image that a batch holds: with 2 it has `second_view` beside `images`."""
+        return 1
+
     def init(self, key: jax.Array, images: Any) -> Variables:
         """Fresh variables for images of the shape of `images` [B,H,W,C] (values unused)."""
         raise NotImplementedError

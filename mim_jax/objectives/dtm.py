@@ -32,12 +32,9 @@ class DTM(MaskTokenPrediction):
     target: Any = choice(TARGETS, 'teacher')
     morphing: Morphing = dataclasses.field(default_factory=Morphing)
     distance: Literal['cosine', 'l1', 'l2', 'smooth_l1'] = 'cosine'
+    loss_on: Literal['hidden', 'all'] = 'all'
     standardize_target: bool = False
 
     def targets(self, variables: Variables, images: jax.Array) -> jax.Array:
         target = super().targets(variables, images)
         return standardize_tokens(target) if self.standardize_target else target
-
-    def reduce(self, distances: jax.Array, mask: jax.Array) -> jax.Array:
-        # Every token, hidden or visible, counts once: a group weighs as much as it has tokens.
-        return distances.mean()

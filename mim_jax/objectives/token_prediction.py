@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 
 from mim_jax import keys
-from mim_jax.config import choice
 from mim_jax.errors import UserError
 from mim_jax.inputs import Inputs
 from mim_jax.losses import masked_mean, token_distance
@@ -15,34 +14,27 @@ from mim_jax.models.heads import TokenHead
 from mim_jax.models.vit import ViT
 from mim_jax.morphing import Morphing
 from mim_jax.objectives.base import Batch, Objective, Variables
-from mim_jax.targets import TARGETS
+from mim_jax.objectives.targeted import Targeted
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenPrediction(Objective):
+class TokenPrediction(Targeted):
     """Predicts a target at every patch; a method adds how tokens are hidden and predicted.
 
-    target: what is predicted, one of TARGETS.
     morphing: groups over which prediction and target are averaged before they are compared.
     distance: between the tokens of prediction and target, see `losses.token_distance`.
+    loss_on: the tokens whose distances are averaged; after morphing a token stands for its group,
+      so that with 'all' a group weighs as much as it has tokens.
     """
 
-    target: Any = choice(TARGETS, 'pixels')
     morphing: Morphing = dataclasses.field(default_factory=lambda: Morphing(schedule='none'))
     distance: Literal['cosine', 'l1', 'l2', 'smooth_l1'] = 'l2'
-
-    @property
-    def needs_ema(self) -> bool:
-        return self.target.needs_ema
+    loss_on: Literal['hidden', 'all'] = 'hidden'
 
     def bind(self, encoder: ViT, inputs: Inputs) -> Objective:
         bound = super().bind(encoder, inputs)
         self.masking.count(bound.grid)  # says what is wrong where the mask does not fit the grid
         return bound
-
-    def init_predictor(self, key: jax.Array, features: int) -> Variables:
-        """Parameters beside the encoder's, for targets of `features` numbers."""
-        raise NotImplementedError
 
     def predict(
         self, variables: Variables, images: jax.Array, mask: jax.Array, drop_path_keys: Any = None
@@ -51,18 +43,8 @@ class TokenPrediction(Objective):
         raise NotImplementedError
 
     def reduce(self, distances: jax.Array, mask: jax.Array) -> jax.Array:
-        """The loss from the tokens' distances [B,N]: their mean over hidden patches."""
-        return masked_mean(distances, mask)
-
-    def init(self, key: jax.Array, images: Any) -> Variables:
-        encoder = self.encoder.init(keys.named(key, 'encoder'), images)['params']
-        variables = {'params': {'encoder': encoder}}
-        teacher = self.target.init(keys.named(key, 'teacher'), self.inputs)
-        if teacher:
-            variables['teacher'] = teacher
-        features = self.target_width(variables, images)
-        variables['params'] |= self.init_predictor(keys.named(key, 'predictor'), features)
-        return variables
+        """The loss from the tokens' distances [B,N]."""
+        return distances.mean() if self.loss_on == 'all' else masked_mean(distances, mask)
 
     def loss(
         self, variables: Variables, batch: Batch, key: jax.Array, step: jax.Array
@@ -87,22 +69,6 @@ class TokenPrediction(Objective):
                 self.reduce(token_distance(p, t, distance=self.distance), mask) for p, t in pairs
             ]
         return jnp.mean(jnp.stack(losses)), {}, {}
-
-    def pretrained(self) -> Variables:
-        teacher = self.target.load(self.inputs)
-        return {'teacher': teacher} if teacher else {}
-
-    def targets(self, variables: Variables, images: jax.Array) -> jax.Array:
-        """Target float32 [B,N,D] for images [B,H,W,C] in [0, 1]; no gradient flows into it."""
-        target = self.target(images, inputs=self.inputs, encoder=self.encoder, variables=variables)
-        return jax.lax.stop_gradient(target.astype(jnp.float32))
-
-    def target_width(self, variables: Variables, images: Any) -> int:
-        """D of the target, from shapes alone."""
-        one = jax.ShapeDtypeStruct((1, *images.shape[1:]), jnp.float32)
-        # A target by the average of the parameters has the shapes of the parameters.
-        variables = {**variables, 'ema': variables['params']}
-        return jax.eval_shape(self.targets, variables, one).shape[-1]
 
     def pictures(
         self, variables: Variables, batch: Batch, key: jax.Array, step: jax.Array

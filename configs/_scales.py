@@ -1,0 +1,24 @@
+"""Three sizes of a method: `vitb` (ImageNet-1K, the paper's), `cifar10`, `embedded`.
+
+Not a config of its own: mae_clip.py, vqkd.py, beitv2.py and byol.py take a size as their argument.
+"""
+
+from dtm_cifar10 import get_config as cifar10
+from dtm_vitb import get_config as vitb
+from quickstart import get_config as embedded
+
+from mim_jax.experiment import default_config
+
+SCALES = {'vitb': vitb, 'cifar10': cifar10, 'embedded': embedded}
+SHARED = ('data', 'model', 'optimizer', 'train', 'checkpoint', 'eval', 'log')
+
+
+def scaled(objective, scale):
+    """(config of an objective in the size of the DTM config of that scale, that one's teacher)."""
+    if scale not in SCALES:
+        raise ValueError(f'the argument is one of {", ".join(SCALES)}, not {scale!r}')
+    dtm = SCALES[scale]()
+    config = default_config(objective)
+    for section in SHARED:
+        config[section] = dtm[section]
+    return config, dtm.objective.target

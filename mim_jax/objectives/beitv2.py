@@ -1,0 +1,158 @@
+"""BEiT v2 (Peng et al., arXiv 2208.06366): predict the visual tokens of hidden patches.
+
+A frozen tokenizer (`vqkd.py`) says which code each patch has. Beside the encoder's own prediction
+a branch of two blocks predicts the same from the last class token and the patch tokens of an
+earlier block, so that the class token has to gather what the image holds.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mim_jax import keys
+from mim_jax.config import choice
+from mim_jax.errors import UserError
+from mim_jax.inputs import Inputs
+from mim_jax.masking import MASKINGS, visible_ids
+from mim_jax.models.blocks import drop_path_factors, layer_norm
+from mim_jax.models.decoders import PatchAggregation
+from mim_jax.models.heads import TokenHead
+from mim_jax.models.vit import ViT
+from mim_jax.morphing import Morphing
+from mim_jax.objectives.base import Batch, Objective, Variables
+from mim_jax.objectives.targeted import Targeted
+from mim_jax.targets.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class BEiTv2(Targeted):
+    """The defaults are those of the released code.
+
+    target: the tokenizer.
+    morphing: with a schedule other than 'none', tokenizer encodings and student tokens are averaged
+      over groups of the encodings; the target of a group is the code nearest to its mean encoding.
+      The DTM paper does not spell out how it morphs codes: this is the form in which 'none' is
+      BEiT v2 itself and a code is again a code.
+    branch_layer: the branch takes the patch tokens after so many blocks.
+    branch_depth: blocks of the branch; 0 leaves it out.
+    """
+
+    masking: Any = choice(MASKINGS, 'block')
+    target: Tokenizer = Tokenizer()
+    morphing: Morphing = dataclasses.field(default_factory=lambda: Morphing(schedule='none'))
+    branch_layer: int = 9
+    branch_depth: int = 2
+
+    def bind(self, encoder: ViT, inputs: Inputs) -> Objective:
+        for field in ('mask_token', 'class_token', 'final_norm'):
+            if not getattr(encoder, field):
+                raise UserError(
+                    f'config.model.{field} = False, but BEiT v2 needs it; set it to True.'
+                )
+        if self.branch_depth and not 1 <= self.branch_layer < encoder.depth:
+            raise UserError(
+                f'config.objective.branch_layer = {self.branch_layer}: the encoder has '
+                f'{encoder.depth} blocks; choose one before the last.'
+            )
+        bound = super().bind(encoder, inputs)
+        self.masking.count(bound.grid)  # says what is wrong where the mask does not fit the grid
+        return bound
+
+    def init_predictor(self, key: jax.Array, features: int) -> Variables:
+        tokens = jnp.zeros((1, 1, self.encoder.width))
+        params = {'head': self._head().init(keys.named(key, 'head'), tokens)['params']}
+        if self.branch_depth:
+            tokens = jnp.zeros((1, 1 + self.grid[0] * self.grid[1], self.encoder.width))
+            key = keys.named(key, 'branch')
+            params['branch'] = self._branch().init(key, tokens)['params']
+        return params
+
+    def loss(
+        self, variables: Variables, batch: Batch, key: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array], Any]:
+        images, params = batch['images'], variables['params']
+        mask = self.masking(keys.named(batch['keys'], 'mask'), grid=self.grid)
+        hidden = visible_ids(~mask, num_visible=self.masking.count(self.grid))[..., None]
+        with jax.named_scope('student'):
+            outputs = self.student(params, images, mask, drop_path_keys=batch['keys'])
+        with jax.named_scope('target'):
+            encodings = self.targets(variables, images)
+        losses, hits = [], []
+        with jax.named_scope('morphing'):
+            # The head is linear: the mean of a group's tokens gives the mean of their logits.
+            tokens = jnp.concatenate(outputs, axis=-1)
+            pairs = self.morphing.pairs(
+                key, tokens, encodings, keys=batch['keys'], images=images, grid=self.grid
+            )
+        for tokens, encodings in pairs:
+            codes = self.target.codes(encodings, variables=variables)
+            codes = jnp.take_along_axis(codes, hidden[..., 0], axis=1)
+            tokens = jnp.take_along_axis(tokens, hidden, axis=1)
+            for part in jnp.split(tokens, len(outputs), axis=-1):
+                logits = self._head().apply({'params': params['head']}, part)
+                entropy = optax.softmax_cross_entropy_with_integer_labels(logits, codes)
+                losses.append(entropy.mean())
+                hits.append((logits.argmax(axis=-1) == codes).astype(jnp.float32).mean())
+        # Both outputs have weight 1; draws of schedules are averaged.
+        loss = sum(losses) / len(pairs)
+        return loss, {'accuracy': sum(hits[:: len(outputs)]) / len(pairs)}, {}
+
+    def student(
+        self, params: Any, images: jax.Array, mask: jax.Array, drop_path_keys: Any = None
+    ) -> list[jax.Array]:
+        """Normalised patch tokens [B,N,D]: the encoder's, and where there is one the branch's."""
+        encoder = dataclasses.replace(self.encoder, final_norm=False)
+        weights = dict(params['encoder'])
+        final_norm = {'params': weights.pop('final_norm')}
+        layers = (self.branch_layer,) if self.branch_depth else ()
+        named = None if drop_path_keys is None else keys.named(drop_path_keys, 'drop_path')
+        encoded = encoder.apply(
+            {'params': weights},
+            self.inputs.normalize(images),
+            mask=mask,
+            drop_path_keys=named,
+            layers=layers,
+        )
+        outputs = [encoded.tokens]
+        if self.branch_depth:
+            keep = None
+            if drop_path_keys is not None and self.encoder.drop_path > 0:
+                keep = drop_path_factors(
+                    keys.named(drop_path_keys, 'branch'),
+                    rate=self.encoder.drop_path,
+                    depth=self.encoder.depth,
+                )
+                # The branch continues from its layer with the rates of the blocks that follow.
+                places = self.branch_layer + jnp.arange(self.branch_depth)
+                keep = keep[jnp.minimum(places, self.encoder.depth - 1)]
+            tokens = [encoded.class_token[:, None], encoded.layers[self.branch_layer]]
+            branch = self._branch().apply(
+                {'params': params['branch']},
+                jnp.concatenate(tokens, axis=1),
+                keep=keep,
+                shared=weights.get('relative_position'),
+            )
+            outputs.append(branch[:, 1:])
+        norm = layer_norm(self.encoder.norm_eps, self.encoder.dtype, None)
+        return [norm.apply(final_norm, tokens) for tokens in outputs]
+
+    def pictures(
+        self, variables: Variables, batch: Batch, key: jax.Array, step: jax.Array
+    ) -> dict[str, Any]:
+        images = batch['images']
+        seen = {'mask': self.masking(keys.named(batch['keys'], 'mask'), grid=self.grid)}
+        if self.morphing.schedule != 'none':
+            groups, titles = self.morphing.examples(
+                self.targets(variables, images), keys=batch['keys'], images=images, grid=self.grid
+            )
+            seen |= {'groups': groups, 'group_titles': titles}
+        return seen
+
+    def _head(self) -> TokenHead:
+        return TokenHead(self.target.num_codes, self.encoder.initialization, self.encoder.dtype)
+
+    def _branch(self) -> PatchAggregation:
+        return PatchAggregation(self.encoder, self.grid, self.branch_layer, self.branch_depth)

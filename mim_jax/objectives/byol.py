@@ -1,0 +1,131 @@
+"""Bootstrap Your Own Latent on tokens (Grill et al., NeurIPS 2020), which morphing groups.
+
+The network and its average see two views of an image that differ in colour. The network predicts
+the average's projection of every token and of their mean; with morphing tokens are matched on
+group means.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from mim_jax import keys
+from mim_jax.losses import token_distance
+from mim_jax.models.heads import MLPHead
+from mim_jax.morphing import Morphing
+from mim_jax.objectives.base import Batch, Objective, Variables
+
+
+@dataclasses.dataclass(frozen=True)
+class BYOL(Objective):
+    """Two views, an average of the network, token and pooled alignment.
+
+    Both views have the same crop and flip, so that their tokens stand for the same places; colour
+    jitter (`data.color_jitter`) is drawn for each. Projectors and predictors are BYOL's: linear,
+    batch norm by the statistics of the batch in hand, ReLU, linear; one pair for tokens, one for
+    their mean.
+
+    morphing: groups of the average's token projections.
+    projection, hidden: widths of projections and of the heads' hidden layers.
+    token_weight, pooled_weight: of the two alignments in the loss.
+    distance: of tokens, see `losses.token_distance`; of pooled projections it is the cosine. Half
+      of BYOL's squared distance between unit vectors is 1 - cosine.
+    """
+
+    morphing: Morphing = dataclasses.field(default_factory=lambda: Morphing(schedule='none'))
+    projection: int = 256
+    hidden: int = 4096
+    token_weight: float = 1.0
+    pooled_weight: float = 1.0
+    distance: Literal['cosine', 'l1', 'l2', 'smooth_l1'] = 'cosine'
+
+    @property
+    def needs_ema(self) -> bool:
+        return True
+
+    @property
+    def num_views(self) -> int:
+        return 2
+
+    def init(self, key: jax.Array, images: Any) -> Variables:
+        params = {'encoder': self.encoder.init(keys.named(key, 'encoder'), images)['params']}
+        for name in ('token', 'pooled'):
+            for part, width in (
+                ('projector', self.encoder.width),
+                ('predictor', self.projection),
+            ):
+                head = f'{name}_{part}'
+                inputs = jnp.zeros((1, width))
+                params[head] = self._head().init(keys.named(key, head), inputs)['params']
+        return {'params': params}
+
+    def loss(
+        self, variables: Variables, batch: Batch, key: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array], Any]:
+        views = batch['images'], batch['second_view']
+        average = jax.tree.map(jax.lax.stop_gradient, variables['ema'])
+        token_losses, pooled_losses = [], []
+        # Each view is predicted from the other; the loss is the mean of both directions.
+        for direction, (seen, aimed) in enumerate((views, views[::-1])):
+            drop_path_keys = keys.named(batch['keys'], f'drop_path{direction}')
+            tokens, pooled = self.projections(variables['params'], seen, drop_path_keys)
+            prediction = self._apply(variables['params'], 'token_predictor', tokens)
+            pooled_prediction = self._apply(variables['params'], 'pooled_predictor', pooled)
+            target, pooled_target = self.projections(average, aimed)
+            pairs = self.morphing.pairs(
+                keys.named(key, f'view{direction}'),
+                prediction,
+                target,
+                keys=keys.named(batch['keys'], f'morphing{direction}'),
+                images=aimed,
+                grid=self.grid,
+            )
+            distances = [token_distance(p, t, distance=self.distance).mean() for p, t in pairs]
+            token_losses.append(sum(distances) / len(distances))
+            pooled_losses.append(
+                token_distance(pooled_prediction, pooled_target, distance='cosine').mean()
+            )
+        token, pooled = (sum(losses) / 2 for losses in (token_losses, pooled_losses))
+        loss = self.token_weight * token + self.pooled_weight * pooled
+        return loss, {'token_loss': token, 'pooled_loss': pooled}, {}
+
+    def projections(
+        self, params: Any, images: jax.Array, drop_path_keys: Any = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Projections float32 of every token [B,N,P] and of their mean [B,P]."""
+        encoded = self.encoder.apply(
+            {'params': params['encoder']},
+            self.inputs.normalize(images),
+            drop_path_keys=drop_path_keys,
+        )
+        mean = encoded.tokens.mean(axis=1, dtype=jnp.float32)
+        return (
+            self._apply(params, 'token_projector', encoded.tokens),
+            self._apply(params, 'pooled_projector', mean),
+        )
+
+    def pictures(
+        self, variables: Variables, batch: Batch, key: jax.Array, step: jax.Array
+    ) -> dict[str, Any]:
+        if self.morphing.schedule == 'none':
+            return {}
+        images = batch['images']
+        target, _ = self.projections(variables['ema'], images)
+        groups, titles = self.morphing.examples(
+            target, keys=keys.named(batch['keys'], 'morphing0'), images=images, grid=self.grid
+        )
+        return {'groups': groups, 'group_titles': titles}
+
+    def _apply(self, params: Any, head: str, x: jax.Array) -> jax.Array:
+        return self._head().apply({'params': params[head]}, x)
+
+    def _head(self) -> MLPHead:
+        return MLPHead(
+            self.hidden,
+            self.projection,
+            batch_norm=True,
+            initialization=self.encoder.initialization,
+            dtype=self.encoder.dtype,
+        )

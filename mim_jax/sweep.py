@@ -1,0 +1,201 @@
+"""Runs a table of an ablation with several seeds and prints it as Markdown.
+
+    python -m mim_jax.sweep --table=configs/ablations/NAME.py [--base=configs/NAME.py[:ARGUMENT]]
+        [--seeds=3] [--out=runs/NAME] [--metric=eval/knn/top1] [--dry_run]
+        [--config.any.field=value ...]
+
+A table is a Python file: its docstring says what is compared, `BASE` is the config of all rows
+(`--base` takes another), `ROWS` maps a row's name to the fields that it changes, written as on the
+command line of `mim_jax.main`. Every run is one process of `mim_jax.main` in OUT/ROW/seedN;
+`--config.…` applies to all of them. Starting again goes on where it stopped, and `--dry_run` prints
+the commands instead, for those who have more machines than one: with the same OUT the table is
+printed from whatever has finished.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from mim_jax.errors import UserError
+from mim_jax.logs import METRICS_FILE
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run of a sweep: a row of the table, a seed, what it changes in the base, its length."""
+
+    row: str
+    seed: int
+    base: str
+    assignments: tuple[tuple[str, str], ...]
+    total_steps: int
+    workdir: Path
+
+    @property
+    def command(self) -> list[str]:
+        """The arguments of `python`."""
+        fields = [f'--config.{name}={value}' for name, value in self.assignments]
+        return [
+            '-m',
+            'mim_jax.main',
+            f'--config={self.base}',
+            f'--workdir={self.workdir}',
+            f'--config.seed={self.seed}',
+            *fields,
+        ]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns the exit status: 0, or 2 for a mistake told in one sentence."""
+    try:
+        options, assignments = parse(sys.argv[1:] if arguments is None else arguments)
+        runs = plan(options, assignments)
+        if options.dry_run:
+            for run in runs:
+                print(shlex.join(['python', *run.command]))
+            return 0
+        for number, run in enumerate(runs, start=1):
+            if result(run, options.metric) is None:
+                print(f'[{number}/{len(runs)}] {run.row}, seed {run.seed}: {run.workdir}')
+                execute(run, options.metric)
+        text = table(runs, options.metric)
+        Path(options.out, 'table.md').write_text(text, encoding='utf-8')
+        print(text, end='')
+    except UserError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print('interrupted; the same command goes on from here', file=sys.stderr)
+        return 130
+    return 0
+
+
+def parse(arguments: list[str]) -> tuple[argparse.Namespace, tuple[tuple[str, str], ...]]:
+    """Options, and the ("a.b.c", "text") pairs of `--config.a.b.c=text`."""
+    parser = argparse.ArgumentParser(
+        prog='python -m mim_jax.sweep',
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument('--table', required=True, metavar='FILE.py')
+    parser.add_argument('--base', metavar='FILE.py[:ARGUMENT]', help="default: the table's BASE")
+    parser.add_argument('--seeds', type=int, default=3, help='runs per row (default 3)')
+    parser.add_argument('--out', metavar='DIR', help="default: runs/ and the table's name")
+    parser.add_argument('--metric', default='eval/knn/top1', help='default eval/knn/top1')
+    parser.add_argument('--dry_run', action='store_true', help='print the commands, run nothing')
+    options, rest = parser.parse_known_args(arguments)
+    assignments = []
+    for argument in rest:
+        name, equals, value = argument.partition('=')
+        if not name.startswith('--config.') or not equals:
+            parser.error(f'unrecognized argument: {argument} (fields are --config.FIELD=VALUE)')
+        assignments.append((name.removeprefix('--config.'), value))
+    if options.seeds < 1:
+        parser.error(f'--seeds={options.seeds}: at least 1.')
+    return options, tuple(assignments)
+
+
+def plan(options: argparse.Namespace, assignments: tuple[tuple[str, str], ...]) -> list[Run]:
+    """All runs, seed by seed, so that a sweep that is cut short has compared all rows.
+
+    Every row's config is built, so that a mistake in the last row shows before the first run.
+    """
+    base, rows = read_table(options.table)
+    base = options.base or base
+    options.out = options.out or str(Path('runs') / Path(options.table).stem)
+    folders = {row: re.sub(r'[^a-z0-9.]+', '_', row.lower()).strip('_') for row in rows}
+    if len(set(folders.values())) < len(rows):
+        raise UserError(f'--table={options.table}: two rows have names too much alike.')
+    fields = {row: (*changes.items(), *assignments) for row, changes in rows.items()}
+    lengths = {}
+    for row in rows:
+        try:
+            lengths[row] = _total_steps(base, fields[row])
+        except UserError as error:
+            raise UserError(f'row "{row}" of {options.table}: {error}') from error
+    return [
+        Run(row, seed, base, fields[row], lengths[row], Path(options.out, folder, f'seed{seed}'))
+        for seed in range(options.seeds)
+        for row, folder in folders.items()
+    ]
+
+
+def _total_steps(base: str, assignments: tuple[tuple[str, str], ...]) -> int:
+    """The length of a run, whose config and data are looked at as a run would do it first."""
+    from mim_jax import config as configs
+    from mim_jax import data, experiment
+
+    config = configs.override(configs.load(base), experiment.Experiment, list(assignments))
+    run = experiment.from_config(config)
+    source = data.make_source(run.data, split=run.data.split)
+    experiment.make_objective(run, num_classes=source.num_classes)
+    return experiment.make_clock(run, len(source)).total_steps
+
+
+def read_table(path: str) -> tuple[str, dict[str, dict[str, str]]]:
+    """(BASE, ROWS) of a table file, ROWS as row name -> field -> text."""
+    if not Path(path).is_file():
+        raise UserError(f'--table={path}: there is no such file.')
+    scope = {'__file__': path}
+    exec(compile(Path(path).read_text(encoding='utf-8'), path, 'exec'), scope)
+    rows, base = scope.get('ROWS'), scope.get('BASE')
+    if not isinstance(base, str) or not isinstance(rows, dict) or not rows:
+        raise UserError(
+            f'--table={path}: it must set BASE (a config file) and ROWS (name: fields).'
+        )
+    return base, {row: {k: str(v) for k, v in changes.items()} for row, changes in rows.items()}
+
+
+def execute(run: Run, metric: str) -> None:
+    """Runs one run to its end, its output shown. Raises UserError where it fails."""
+    status = subprocess.run([sys.executable, *run.command], check=False).returncode
+    if status:
+        raise UserError(
+            f'row "{run.row}", seed {run.seed} stopped with status {status} (see above); mend it '
+            'and start the same command again: finished runs are kept.'
+        )
+    if result(run, metric) is None:
+        raise UserError(
+            f'row "{run.row}", seed {run.seed} ended without {metric}; name a metric that stands '
+            f'in {run.workdir / METRICS_FILE}.'
+        )
+
+
+def result(run: Run, metric: str) -> float | None:
+    """The metric at the run's last step; None where the run has not come there."""
+    try:
+        lines = (run.workdir / METRICS_FILE).read_text(encoding='utf-8').splitlines()
+    except FileNotFoundError:
+        return None
+    values = [json.loads(line) for line in lines]
+    found = [v[metric] for v in values if v['step'] == run.total_steps and metric in v]
+    return found[-1] if found else None
+
+
+def table(runs: list[Run], metric: str) -> str:
+    """Markdown: a row per row, mean and sample standard deviation over seeds, every seed."""
+    seeds = sorted({run.seed for run in runs})
+    values = {row: {} for row in dict.fromkeys(run.row for run in runs)}
+    for run in runs:
+        values[run.row][run.seed] = result(run, metric)
+    header = ['', f'{metric}, mean ± std', *(f'seed {seed}' for seed in seeds)]
+    lines = [header, ['---'] * len(header)]
+    for row, by_seed in values.items():
+        have = [value for value in by_seed.values() if value is not None]
+        mean = statistics.fmean(have) if have else math.nan
+        spread = f' ± {statistics.stdev(have):.4f}' if len(have) > 1 else ''
+        each = ['' if by_seed[s] is None else f'{by_seed[s]:.4f}' for s in seeds]
+        lines.append([row, f'{mean:.4f}{spread}', *each])
+    return ''.join(f'| {" | ".join(line)} |\n' for line in lines)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
