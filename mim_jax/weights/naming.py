@@ -167,6 +167,11 @@ def recognise(tensors, namings, *, stated, overrides, what) -> Recognised:
         if 'heads' not in fields:
             fields['heads'] = assumed['heads'] = default_heads(fields['width'])
         model = ViT(**{**fields, **overrides})
+        if 'position' not in overrides and {model.position, model.relative_position} == {'none'}:
+            raise UserError(
+                'it holds no positions, as an encoder with rotary ones, which are not supported; '
+                'if it has none at all, give --model.position=none'
+            )
     except (UserError, ValueError) as error:
         raise UserError(f'{what}, {naming.name}: {error}') from error
     rules = tuple(naming.rules(model, source))

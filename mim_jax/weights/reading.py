@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import pickle
+import re
 import zipfile
 from pathlib import Path
 
@@ -126,13 +127,16 @@ def _pytorch(path):
         # MAE's and DINO's files hold their command line, a class without any code of its own.
         with torch.serialization.safe_globals([argparse.Namespace]):
             loaded = torch.load(path, map_location='cpu', weights_only=True)
-    except pickle.UnpicklingError as error:
+    except Exception as error:  # a damaged file makes many kinds
+        found = re.search(r'GLOBAL ([\w.]+)', str(error))
+        if isinstance(error, pickle.UnpicklingError) and found:
+            raise UserError(
+                f'{path} is refused: beside tensors and plain values it holds {found[1]}, which '
+                'could execute code'
+            ) from error
         raise UserError(
-            f'{path} is refused: it holds more than tensors and plain values ({_culprit(error)}), '
-            'which could execute code'
+            f'{path} cannot be read as a PyTorch file of tensors: it is damaged, or of another kind'
         ) from error
-    except Exception as error:  # a damaged file makes many kinds, all of them this sentence
-        raise UserError(f'{path} cannot be read as a PyTorch file: it is damaged') from error
     return {name: _as_numpy(t) for name, t in _unwrapped(loaded, torch.Tensor, path).items()}
 
 
@@ -144,14 +148,6 @@ def _is_torchscript(path):
             return any('/code/' in name for name in archive.namelist())
     except zipfile.BadZipFile:
         return False
-
-
-def _culprit(error):
-    """The name of the refused object in PyTorch's long message."""
-    for word in str(error).split():
-        if '.' in word.strip('.,`\'"') and not word.startswith(('http', 'torch.')):
-            return word.strip('.,`\'"')
-    return 'an object of unknown kind'
 
 
 def _unwrapped(loaded, kind, path):

@@ -118,9 +118,13 @@ def _fields(source):
 
     if has('dist_token'):
         raise UserError('a distilled DeiT has a second class token, which is not supported')
-    if has('blocks.0.mlp.w12.weight') or has('blocks.0.mlp.fc1_g.weight'):
-        raise UserError('it has a gated (SwiGLU) feed-forward, which is not supported')
     width, _, *patch_size = shape('patch_embed.proj.weight')
+    if (
+        has('blocks.0.mlp.w12.weight')
+        or has('blocks.0.mlp.fc1_g.weight')
+        or (shape('blocks.0.mlp.fc1.weight')[0] == 2 * shape('blocks.0.mlp.fc2.weight')[1])
+    ):
+        raise UserError('it has a gated (SwiGLU) feed-forward, which is not supported')
     fields = {
         'patch_size': tuple(patch_size),
         'width': width,
@@ -164,6 +168,12 @@ def _grid(source, entries, fields):
 
 def _vit_family(source):
     return 'dino' if any('head.last_layer' in name for name in source.others) else 'vit'
+
+
+def _scaled_family(source):
+    """DeiT III has layer scale under the names of DINOv2, whose patches alone are 14 wide."""
+    marks = source.has(r'^(mask_token|register_tokens|reg_token)$')
+    return 'dinov2' if marks or source.shape('patch_embed.proj.weight')[-1] == 14 else 'vit'
 
 
 def _beit_normalization(source):
@@ -213,9 +223,9 @@ NAMINGS = (
         **_COMMON,
     ),
     Naming(
-        name='DINOv2',
+        name='DINOv2 and DeiT III',
         mark=rf'{_BLOCK}ls1\.gamma$',
-        family=lambda source: 'dinov2',
+        family=_scaled_family,
         assumed={'activation': 'gelu', 'norm_eps': 1e-6},
         left_out=LEFT_OUT,
         **_COMMON,

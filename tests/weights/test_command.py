@@ -1,5 +1,8 @@
 """`python -m mim_jax.weights` as a user calls it."""
 
+import json
+
+import numpy as np
 import pytest
 
 from mim_jax.weights import native
@@ -45,3 +48,39 @@ def test_mistakes_are_one_sentence_and_status_2(arguments, message, capsys):
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert message in error and error.count('\n') == 1
+
+
+def test_a_runs_encoder_goes_out_with_its_size_and_normalisation(tmp_path, monkeypatch, capsys):
+    import types
+
+    import jax
+
+    from mim_jax import work_directory
+    from mim_jax.models import ViT
+
+    model = ViT(patch_size=(8, 8), width=16, depth=1, heads=2)
+    images = jax.ShapeDtypeStruct((1, 24, 32, 3), 'float32')
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images))['params']
+    params = jax.tree.map(lambda s: np.ones(s.shape, s.dtype), shapes)
+    data = types.SimpleNamespace(image_size=(24, 32), mean=(0.1,) * 3, std=(0.2,) * 3)
+    monkeypatch.setattr(work_directory, 'load_encoder', lambda path: (model, params))
+    monkeypatch.setattr(
+        work_directory, 'read_config', lambda path: types.SimpleNamespace(data=data)
+    )
+    run = ['export', f'--workdir={tmp_path}']
+    assert main([*run, f'--out={tmp_path / "own"}']) == 0
+    metadata = native.load(tmp_path / 'own')[1]
+    assert json.loads(metadata['mean']) == [0.1] * 3
+    assert main([*run, '--to=huggingface', f'--out={tmp_path / "theirs"}']) == 0
+    config = json.loads((tmp_path / 'theirs' / 'config.json').read_text())
+    assert config['image_size'] == [24, 32] and config['architectures'] == ['ViTModel']
+    processor = json.loads((tmp_path / 'theirs' / 'preprocessor_config.json').read_text())
+    assert processor['image_std'] == [0.2] * 3
+    # The file alone has no table whose size would tell the images'.
+    native.save(tmp_path / 'bare', params, metadata=native.encoder_metadata(model))
+    arguments = ['export', f'--weights={tmp_path / "bare"}', '--to=timm']
+    assert main([*arguments, f'--out={tmp_path / "timm"}']) == 2
+    assert 'give --image_size=' in capsys.readouterr().err
+    assert main([*arguments, f'--out={tmp_path / "timm"}', '--image_size=48']) == 0
+    config = json.loads((tmp_path / 'timm' / 'config.json').read_text())
+    assert config['model_args']['img_size'] == [48, 48]
