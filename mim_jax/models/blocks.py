@@ -95,7 +95,9 @@ def attend(q, k, v, *, bias=None):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention on [B,S,D]; logits and softmax in float32."""
+    """Multi-head self-attention on [B,S,D], and its keys [B,S,heads,head width]; logits and softmax
+    in float32.
+    """
 
     heads: int
     qkv_bias: str
@@ -107,7 +109,7 @@ class Attention(nn.Module):
     def __call__(self, x, bias=None):
         q, k, v = QKV(self.heads, self.qkv_bias, self.initialization, self.dtype, name='qkv')(x)
         y = attend(q, k, v, bias=bias)
-        return Linear(
+        y = Linear(
             (x.shape[-1],),
             in_axes=2,
             initialization=self.initialization,
@@ -115,6 +117,7 @@ class Attention(nn.Module):
             dtype=self.dtype,
             name='out',
         )(y)
+        return y, k
 
 
 class MLP(nn.Module):
@@ -140,7 +143,9 @@ class Block(nn.Module):
     the kernels that write to the residual stream by sqrt(2 (index + 1)). `keep` [2,B] holds the
     drop-path factors of the two branches, or is None. `bias` [1|B,heads,S,S] is added to the
     logits; `relative` constructs the block's own RelativePosition, whose bias is added too.
-    Returns (x, x if collect else None).
+    `merge` is called between the two branches with x, the block's keys [B,S,heads,head width] and a
+    state, and returns x and the state for the next block: with it the carry is (x, state), without
+    it x. Returns (carry, x if collect else None).
     """
 
     heads: int
@@ -153,9 +158,11 @@ class Block(nn.Module):
     dtype: str = 'float32'
     collect: bool = False
     relative: Callable | None = None
+    merge: Callable | None = None
 
     @nn.compact
-    def __call__(self, x, index, keep, bias, visible_ids):
+    def __call__(self, carry, index, keep, bias, visible_ids):
+        x, state = carry if self.merge else (carry, None)
         width = x.shape[-1]
         out_scale = jax.lax.rsqrt(2.0 * (index + 1)) if self.initialization == 'beit' else 1.0
         if self.relative is not None:
@@ -181,9 +188,12 @@ class Block(nn.Module):
                 y *= keep[branch - 1][:, None, None].astype(self.dtype)
             return x + y
 
-        x = residual(x, attention(layer_norm(self.norm_eps, self.dtype, 'norm1')(x), bias), 1)
+        y, keys = attention(layer_norm(self.norm_eps, self.dtype, 'norm1')(x), bias)
+        x = residual(x, y, 1)
+        if self.merge:
+            x, state = self.merge(x, keys, state)
         x = residual(x, mlp(layer_norm(self.norm_eps, self.dtype, 'norm2')(x)), 2)
-        return x, x if self.collect else None
+        return (x, state) if self.merge else x, x if self.collect else None
 
 
 def stacked_blocks(depth, *, first=0, scan=True, remat='none', name='blocks', **block):
@@ -192,9 +202,9 @@ def stacked_blocks(depth, *, first=0, scan=True, remat='none', name='blocks', **
     `first` is the place of the first block (see `Block`), where others come before it.
 
     The module maps (x, keep [depth,2,B] or None, bias or None, visible_ids or None) to
-    (x, outputs of every block [depth,B,S,D] if collect). `scan=False` unrolls the loop and leaves
-    the parameters as they are. `remat`: 'none', 'full' (keep only each block's input) or 'dots'
-    (keep the results of the linear layers).
+    (x, outputs of every block [depth,B,S,D] if collect); with `merge` x is (x, state), see `Block`.
+    `scan=False` unrolls the loop and leaves the parameters as they are. `remat`: 'none', 'full'
+    (keep only each block's input) or 'dots' (keep the results of the linear layers).
     """
     body = Block
     if remat != 'none':

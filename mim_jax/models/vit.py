@@ -19,6 +19,7 @@ from mim_jax.models.blocks import (
 from mim_jax.models.initializers import INITS, normal_token
 from mim_jax.models.patches import patch_grid, patchify
 from mim_jax.models.positions import LearnedPosition, RelativePosition, sincos_table
+from mim_jax.morphing import layerwise
 
 BLOCK_OPTIONS = (
     'scan',
@@ -50,13 +51,15 @@ class Encoded:
 
     tokens [B,N,D] (patch tokens; [B,K,D] with visible_ids), class_token [B,D] or None, registers
     [B,R,D] or None, layers: patch tokens [B,N|K,D] after the requested blocks, keyed by the number
-    of blocks passed (1 to depth), before the final norm.
+    of blocks passed (1 to depth), before the final norm. groups [B,N] int32: with tokens_per_block
+    the patches that were merged have the same number.
     """
 
     tokens: jax.Array
     class_token: jax.Array | None = None
     registers: jax.Array | None = None
     layers: dict[int, jax.Array] = dataclasses.field(default_factory=dict)
+    groups: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +128,15 @@ class ViT:
         return _init(self.module, key, images.shape[1:])
 
     def apply(
-        self, variables, images, *, mask=None, visible_ids=None, drop_path_keys=None, layers=()
+        self,
+        variables,
+        images,
+        *,
+        mask=None,
+        visible_ids=None,
+        drop_path_keys=None,
+        layers=(),
+        tokens_per_block=None,
     ) -> Encoded:
         """Encodes normalised images [B,H,W,C].
 
@@ -133,6 +144,8 @@ class ViT:
         visible_ids [B,K] int32: only these patches are encoded, positions added before the choice.
         drop_path_keys: typed keys [B] for drop path; None is deterministic.
         layers: numbers of blocks (1 to depth) after which patch tokens are returned too.
+        tokens_per_block: int32 scalar, may be traced: so many tokens join others in every block
+        (`mim_jax.morphing.layerwise`); tokens of a group are returned equal.
         """
         return self.module.apply(
             variables,
@@ -141,6 +154,7 @@ class ViT:
             visible_ids=visible_ids,
             drop_path_keys=drop_path_keys,
             layers=tuple(layers),
+            tokens_per_block=tokens_per_block,
         )
 
 
@@ -163,6 +177,7 @@ class VisionTransformer(nn.Module):
         visible_ids=None,
         drop_path_keys=None,
         layers=(),
+        tokens_per_block=None,
         every_parameter=False,
     ):
         c = self.config
@@ -178,12 +193,23 @@ class VisionTransformer(nn.Module):
         keep = None
         if drop_path_keys is not None and c.drop_path > 0:
             keep = drop_path_factors(drop_path_keys, rate=c.drop_path, depth=c.depth)
+        merge = None
+        if tokens_per_block is not None:
+            x = x, layerwise.start(x, tokens_per_block, num_registers=c.num_registers)
+            merge = functools.partial(
+                layerwise.merge_keys, class_token=c.class_token, num_registers=c.num_registers
+            )
         x, outputs = stacked_blocks(
             c.depth,
             **c.block_options,
             collect=bool(layers),
             relative=relative if c.relative_position in ('per_block', 'both') else None,
+            merge=merge,
         )(x, keep=keep, bias=bias, visible_ids=visible_ids)
+        groups = None
+        if merge is not None:
+            x, state = x
+            groups = layerwise.patch_groups(state, class_token=c.class_token)
         if c.final_norm:
             x = layer_norm(c.norm_eps, c.dtype, 'final_norm')(x)
         first = int(c.class_token)
@@ -193,6 +219,7 @@ class VisionTransformer(nn.Module):
             class_token=x[:, 0] if c.class_token else None,
             registers=x[:, first:prefix] if c.num_registers else None,
             layers={k: outputs[k - 1][:, prefix:] for k in layers},
+            groups=groups,
         )
 
     def embed(self, images, grid, mask, visible_ids, every_parameter):

@@ -17,6 +17,7 @@ from mim_jax.morphing.average import morph
 from mim_jax.morphing.base import Grouping, singletons
 from mim_jax.morphing.bipartite import Bipartite, bipartite_groups
 from mim_jax.morphing.clusters import KMeans, KMedoids, RandomGroups
+from mim_jax.morphing.layerwise import Layerwise
 from mim_jax.morphing.schedules import groups_left, merges_per_step, sample_schedule
 from mim_jax.morphing.superpixels import Superpixels
 
@@ -26,6 +27,7 @@ GROUPINGS = {
     'kmedoids': KMedoids,
     'superpixels': Superpixels,
     'random': RandomGroups,
+    'layerwise': Layerwise,
 }
 
 __all__ = [
@@ -94,7 +96,7 @@ class Morphing:
             key, num_tokens=num_tokens, num_merged=num_merged, num_steps=num_steps
         )
 
-    def groups(self, key, target, *, keys=None, images=None, grid=None):
+    def groups(self, key, target, *, keys=None, images=None, grid=None, merged=None):
         """Draws a schedule and groups the tokens of `target`.
 
         Args:
@@ -103,18 +105,20 @@ class Morphing:
           keys: typed keys [B], for what a grouping draws per image; None derives them from `key`.
           images: [B, H, W, C] in [0, 1], and grid: (h, w) of the tokens, for groupings that look at
             the image.
+          merged: function of the number of tokens to merge (int32 scalar) that computes (target,
+            groups) with these merged inside the target's network, for grouping 'layerwise'.
 
         Returns:
           groups [B, N] int32, for `morph` on target and prediction alike.
+
+        Raises:
+          UserError: the schedule or the grouping does not fit the target.
         """
         if self.schedule == 'none':
             return singletons(target)
-        schedule = self.draw(key, num_tokens=target.shape[1])
-        if keys is None:
-            keys = named_keys.per_example(key, target.shape[0])
-        return self.grouping(target, schedule, keys=keys, images=images, grid=grid)
+        return self._grouped(key, target, keys, images=images, grid=grid, merged=merged)[1]
 
-    def pairs(self, key, prediction, target, *, keys=None, images=None, grid=None):
+    def pairs(self, key, prediction, target, *, keys=None, images=None, grid=None, merged=None):
         """`[(prediction, target), ...]`, both [B, N, D] float32 and morphed by the same groups.
 
         One pair per draw; the loss is the mean of a distance over all tokens and pairs. With
@@ -122,37 +126,43 @@ class Morphing:
         """
         if self.schedule == 'none':
             return [(prediction.astype(jnp.float32), target.astype(jnp.float32))]
+        given = {'images': images, 'grid': grid, 'merged': merged}
         pairs = []
         for i, draw_key in enumerate(jax.random.split(key, self._draws)):
-            own = None if keys is None else named_keys.named(keys, f'draw{i}')
-            groups = self.groups(draw_key, target, keys=own, images=images, grid=grid)
-            pairs.append((morph(prediction, groups), morph(target, groups)))
+            draw_keys = None if keys is None else named_keys.named(keys, f'draw{i}')
+            grouped, groups = self._grouped(draw_key, target, draw_keys, **given)
+            pairs.append((morph(prediction, groups), morph(grouped, groups)))
         return pairs
 
-    def examples(self, target, *, num=4, keys=None, images=None, grid=None):
+    def examples(self, target, *, num=4, keys=None, images=None, grid=None, merged=None):
         """Groups for pictures: int32 [S, B, N] and S titles, from weak to strong morphing.
 
         `num` schedules that span what may be drawn; the one there is where nothing is drawn. The
         other arguments are those of `groups`.
         """
         num_tokens = target.shape[1]
-        merged, steps = self._bounds(num_tokens)
+        (least, most), (fewest, steps) = self._bounds(num_tokens)
         schedules = []
         for i in range(1, num + 1):
-            num_merged, num_steps = (
-                high * i // num if low < high else high for low, high in (merged, steps)
-            )
-            num_steps = max(num_steps, 1)
+            num_merged = most * i // num if least < most else most
+            num_steps = -(-steps * i // num) if fewest < steps else steps
             per_step = merges_per_step(num_merged, num_steps, num_tokens=num_tokens)
             schedules.append((per_step, num_steps))
         if keys is None:
             keys = named_keys.per_example(jax.random.key(0), target.shape[0])
+        given = {'keys': keys, 'images': images, 'grid': grid, 'merged': merged}
         found, titles = [], []
         for schedule in dict.fromkeys(schedules):
             traced = tuple(jnp.int32(x) for x in schedule)
-            found.append(self.grouping(target, traced, keys=keys, images=images, grid=grid))
+            found.append(self.grouping.with_target(target, traced, **given)[1])
             titles.append(self.grouping.title(num_tokens, schedule))
         return jnp.stack(found), tuple(titles)
+
+    def _grouped(self, key, target, keys, **given):
+        schedule = self.draw(key, num_tokens=target.shape[1])
+        if keys is None:
+            keys = named_keys.per_example(key, target.shape[0])
+        return self.grouping.with_target(target, schedule, keys=keys, **given)
 
     @property
     def _draws(self):
@@ -174,5 +184,7 @@ class Morphing:
                 f'tokens; lower it, or set it to None.'
             )
         merged = (0, most) if drawn else (most, most)
+        if not self.grouping.has_steps:
+            return merged, (1, 1)
         drawn = self.schedule in DRAWN_STEPS
         return merged, (1, self.max_steps) if drawn else (self.num_steps, self.num_steps)

@@ -19,6 +19,7 @@ class Grouping:
 
     protected = 0  # tokens that never join another
     draws = False  # whether it draws from `keys`
+    has_steps = True  # whether the number of steps means anything; if not, there is one
 
     def __call__(self, tokens, schedule, *, keys=None, images=None, grid=None):
         """Groups tokens [B,N,D] (finite, any float dtype).
@@ -30,6 +31,14 @@ class Grouping:
         No gradient flows through it; a schedule that joins nothing leaves every token alone.
         """
         raise NotImplementedError
+
+    def with_target(self, target, schedule, *, merged=None, **given):
+        """(target [B,N,D], groups [B,N]): a grouping within the target's network changes both.
+
+        merged: function of the number of tokens to merge, an int32 scalar, that returns them, where
+        a network computes the target; the other arguments are those of a call.
+        """
+        return target, self(target, schedule, **given)
 
     def num_groups(self, num_tokens, schedule):
         """Groups that the schedule leaves of `num_tokens` tokens; int for integers, else int32."""

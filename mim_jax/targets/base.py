@@ -13,7 +13,9 @@ class Target:
     `inputs` is a `mim_jax.inputs.Inputs` (shape and normalisation of the student's images),
     `encoder` the student's `ViT`, `variables` the objective's collections (`params`, `teacher`,
     `ema`). A target that can be shown as an image also has
-    `to_images(prediction, images, *, inputs, encoder)` -> [B,H,W,C] in about [0, 1].
+    `to_images(prediction, images, *, inputs, encoder)` -> [B,H,W,C] in about [0, 1]. One that a
+    network computes has `merged(images, num_merged, *, inputs, encoder, variables)`, which merges
+    so many tokens (int32 scalar) inside it and returns (target, groups [B,N] int32).
     """
 
     @property

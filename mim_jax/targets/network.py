@@ -1,6 +1,7 @@
 """Features of a network as targets: a frozen teacher, or an average of the student."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 import jax
@@ -11,6 +12,7 @@ from mim_jax.errors import UserError
 from mim_jax.models.initializers import kernel_init
 from mim_jax.models.patches import patch_grid
 from mim_jax.models.vit import ViT
+from mim_jax.morphing import merges_per_step
 from mim_jax.targets.base import Target
 from mim_jax.weights import native
 
@@ -18,23 +20,31 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def network_tokens(params, images, *, model, layer=None):
+def network_tokens(params, images, *, model, layer=None, num_merged=None):
     """Patch tokens float32 [B,N,D] of `model` with `params`; deterministic, without gradient.
 
     images: [B,H,W,C], normalised. layer: tokens after that many blocks, before the final norm (the
     later blocks are not computed); None: after the last block, and the final norm where the model
     has one. params/projection/kernel [D,P], where present, is applied last (to [B,N,P]).
     An average of the student's parameters makes the same function an EMA teacher.
+    num_merged: int32 scalar, may be traced: so many tokens are merged, spread over the blocks
+    (`morphing.layerwise`); then returns (tokens, groups [B,N] int32), tokens of a group equal.
     """
     params = dict(params)
     projection = params.pop('projection', None)
     if layer is not None:
         params['blocks'] = jax.tree.map(lambda stacked: stacked[:layer], params['blocks'])
         model = dataclasses.replace(model, depth=layer, final_norm=False, drop_path=0.0)
-    tokens = model.apply({'params': params}, images).tokens
+    per_block = None
+    if num_merged is not None:
+        num_tokens = math.prod(patch_grid(images.shape[1:3], model.patch_size))
+        per_block = merges_per_step(num_merged, model.depth, num_tokens=num_tokens)
+    encoded = model.apply({'params': params}, images, tokens_per_block=per_block)
+    tokens = encoded.tokens
     if projection is not None:
         tokens = tokens @ projection['kernel'].astype(tokens.dtype)
-    return jax.lax.stop_gradient(tokens.astype(jnp.float32))
+    tokens = jax.lax.stop_gradient(tokens.astype(jnp.float32))
+    return tokens if num_merged is None else (tokens, encoded.groups)
 
 
 def network_input(images, *, size, mean, std):
@@ -73,6 +83,15 @@ class EMA(Target):
     def __call__(self, images, *, inputs, encoder, variables):
         params = variables['ema']['encoder']
         return network_tokens(params, inputs.normalize(images), model=encoder, layer=self.layer)
+
+    def merged(self, images, num_merged, *, inputs, encoder, variables):
+        return network_tokens(
+            variables['ema']['encoder'],
+            inputs.normalize(images),
+            model=encoder,
+            layer=self.layer,
+            num_merged=num_merged,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,23 +174,45 @@ class Teacher(Target):
             student_grid=patch_grid(images.shape[1:3], encoder.patch_size),
         )
 
+    def merged(self, images, num_merged, *, inputs, encoder, variables):
+        student_grid = patch_grid(images.shape[1:3], encoder.patch_size)
+        images = self._input(images, (inputs.mean, inputs.std))
+        grid = patch_grid(images.shape[1:3], self.model.patch_size)
+        if grid != student_grid:
+            raise UserError(
+                f"config.objective.morphing.grouping 'layerwise': the teacher's grid of "
+                f"{grid[0]}x{grid[1]} tokens is not the student's of "
+                f'{student_grid[0]}x{student_grid[1]}; set objective.target.input_size so that it '
+                'is, or choose another grouping.'
+            )
+        return network_tokens(
+            variables['teacher'],
+            images,
+            model=self.model,
+            layer=self.layer,
+            num_merged=num_merged,
+        )
+
     def tokens(self, params, images, *, student_normalization=None, student_grid=None):
         """Target tokens float32 [B,N,width] of images [B,H,W,C] in [0,1]; no gradient.
 
         student_normalization: (mean, std), needed with normalization='student'. student_grid: (h,w)
         onto which tokens of another grid are resampled; None leaves them.
         """
-        mean, std = self.mean, self.std
-        if self.normalization == 'student':
-            if student_normalization is None:
-                raise ValueError("normalization='student' needs student_normalization")
-            mean, std = student_normalization
-        images = network_input(images, size=self.input_size, mean=mean, std=std)
+        images = self._input(images, student_normalization)
         tokens = network_tokens(params, images, model=self.model, layer=self.layer)
         if student_grid is not None:
             grid = patch_grid(images.shape[1:3], self.model.patch_size)
             tokens = resample_tokens(tokens, grid, student_grid)
         return tokens
+
+    def _input(self, images, student_normalization):
+        mean, std = self.mean, self.std
+        if self.normalization == 'student':
+            if student_normalization is None:
+                raise ValueError("normalization='student' needs student_normalization")
+            mean, std = student_normalization
+        return network_input(images, size=self.input_size, mean=mean, std=std)
 
     def _described(self):
         m = self.model

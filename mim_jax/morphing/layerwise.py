@@ -1,0 +1,92 @@
+"""Token Merging inside the teacher: in every block similar tokens become one.
+
+Nothing shrinks: all tokens keep their places, and each carries the mean of its group. A query that
+meets a group's key once for each of its tokens weighs it as proportional attention does, which
+adds the logarithm of the size to the logits of a merged token, so that both forms give the same.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from mim_jax.errors import UserError
+from mim_jax.morphing.average import morph
+from mim_jax.morphing.base import Grouping
+from mim_jax.morphing.bipartite_features import match
+
+NO_TEACHER = (
+    "config.objective.morphing.grouping 'layerwise' merges tokens inside the network that computes "
+    'the target, and this target or method has none to offer: choose another grouping or target.'
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layerwise(Grouping):
+    """Bipartite matching on the keys of every block of the teacher, whose merged tokens are the
+    target.
+
+    The tokens to merge are spread over the teacher's blocks; the schedule's steps mean nothing. The
+    class token never joins and is never joined; registers take no part. Needs a target that is
+    computed by a network. A relative position bias stays that of every original token.
+
+    Source: Token Merging (Bolya et al., ICLR 2023).
+    """
+
+    has_steps = False
+
+    def with_target(self, target, schedule, *, merged=None, **given):
+        if merged is None:
+            raise UserError(NO_TEACHER)
+        return merged(schedule[0])
+
+    def title(self, num_tokens, schedule):
+        return f'{min(schedule[0], num_tokens)} tokens to merge in the teacher'
+
+
+def start(tokens, tokens_per_block, *, num_registers):
+    """What `merge_keys` carries from block to block, before the first, for tokens [B,S,D]."""
+    batch, length, _ = tokens.shape
+    length -= num_registers
+    groups = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch, length))
+    return groups, jnp.int32(length), jnp.asarray(tokens_per_block, jnp.int32)
+
+
+def merge_keys(tokens, keys, state, *, class_token, num_registers):
+    """One block's merging, between attention and MLP.
+
+    Args:
+      tokens: [B,S,D]: class token (if `class_token`), registers, patches.
+      keys: [B,S,heads,head width] of the block's attention; their mean over heads is matched, by
+        the rule of `bipartite_groups`, the class token protected.
+      state: groups [B,S - num_registers] int32 of class token and patches so far, their number,
+        and how many join in each block.
+
+    Returns:
+      tokens, each the mean of its group, and the new state.
+    """
+    groups, live, tokens_per_block = state
+    protected = int(class_token)
+    first, registers, patches = jnp.split(tokens, [protected, protected + num_registers], axis=1)
+    tokens = jnp.concatenate([first, patches], axis=1)
+    keys = jnp.mean(keys.astype(jnp.float32), axis=2)
+    keys = jnp.concatenate([keys[:, :protected], keys[:, protected + num_registers :]], axis=1)
+
+    # Tokens of a group have one key: the first of them speaks for all.
+    index = jnp.arange(groups.shape[1])
+    speaker = jnp.argmax(groups[:, None, :] == index[None, :, None], axis=-1)
+    features = jnp.take_along_axis(keys, speaker[..., None], axis=1)
+    merges = jnp.minimum(tokens_per_block, (live - protected) // 2)
+    position = match(features, live=live, merges=merges, protected=jnp.int32(protected))
+    # A list in which nothing joins keeps its order.
+    groups = jnp.where(merges > 0, jnp.take_along_axis(position, groups, axis=1), groups)
+
+    tokens = morph(tokens, groups).astype(tokens.dtype)
+    first, patches = tokens[:, :protected], tokens[:, protected:]
+    tokens = jnp.concatenate([first, registers, patches], axis=1)
+    return tokens, (groups, live - merges, tokens_per_block)
+
+
+def patch_groups(state, *, class_token):
+    """Groups [B,N] int32 of the patches, 0..N-1, from the state after the last block."""
+    protected = int(class_token)
+    return state[0][:, protected:] - protected  # group 0 is the class token's
