@@ -73,7 +73,7 @@ def ours(theirs):
 
     def blocks(numbers):
         def stack(name, change=lambda x: x):
-            return np.stack([change(state[f'beit.encoder.layer.{i}.{name}']) for i in numbers])
+            return np.stack([change(state[f'beit.layers.{i}.{name}']) for i in numbers])
 
         def kernel(name, change=lambda x: x.T):
             return stack(f'{name}.weight', change)
@@ -81,31 +81,27 @@ def ours(theirs):
         def split(x):
             return x.T.reshape(WIDTH, HEADS, -1)
 
-        inner = 'attention.attention'
-        qkv = [kernel(f'{inner}.{part}', split) for part in ('query', 'key', 'value')]
+        qkv = [kernel(f'attention.{part}_proj', split) for part in 'qkv']
         biases = [
-            stack(f'{inner}.{part}.bias', lambda x: x.reshape(HEADS, -1))
-            for part in ('query', 'value')
+            stack(f'attention.{part}_proj.bias', lambda x: x.reshape(HEADS, -1)) for part in 'qv'
         ]
         return {
             'norm1': norm(stack, 'layernorm_before'),
             'attention': {
                 'qkv': {'kernel': np.stack(qkv, axis=2), 'bias': np.stack(biases, axis=1)},
                 'out': {
-                    'kernel': kernel(
-                        'attention.output.dense', lambda x: x.T.reshape(HEADS, -1, WIDTH)
-                    ),
-                    'bias': stack('attention.output.dense.bias'),
+                    'kernel': kernel('attention.o_proj', lambda x: x.T.reshape(HEADS, -1, WIDTH)),
+                    'bias': stack('attention.o_proj.bias'),
                 },
             },
             'layer_scale1': stack('lambda_1'),
             'norm2': norm(stack, 'layernorm_after'),
             'mlp': {
                 'fc1': {
-                    'kernel': kernel('intermediate.dense'),
-                    'bias': stack('intermediate.dense.bias'),
+                    'kernel': kernel('mlp.fc1'),
+                    'bias': stack('mlp.fc1.bias'),
                 },
-                'fc2': {'kernel': kernel('output.dense'), 'bias': stack('output.dense.bias')},
+                'fc2': {'kernel': kernel('mlp.fc2'), 'bias': stack('mlp.fc2.bias')},
             },
             'layer_scale2': stack('lambda_2'),
         }
@@ -114,7 +110,7 @@ def ours(theirs):
         return {'scale': read(f'{name}.weight'), 'bias': read(f'{name}.bias')}
 
     patches = 'beit.embeddings.patch_embeddings.projection'
-    table = state['beit.encoder.relative_position_bias.relative_position_bias_table']
+    table = state['beit.shared_position_bias.relative_position_bias_table']
     final = norm(state.__getitem__, 'layernorm')
     encoder = {
         'patch_embed': {
@@ -151,24 +147,19 @@ def test_both_losses(theirs, ours):
 
     pixels = objective.inputs.normalize(IMAGES)
     pixels = torch.from_numpy(np.asarray(pixels).transpose(0, 3, 1, 2).copy())
-    hidden, labels = torch.from_numpy(mask), torch.from_numpy(codes).long()
+    hidden, labels = torch.tensor(mask), torch.tensor(codes).long()
     beit = theirs.beit
     with torch.no_grad():
         tokens = beit.embeddings(pixels, bool_masked_pos=hidden)
-        tokens = tokens[0] if isinstance(tokens, tuple) else tokens
-        bias = beit.encoder.relative_position_bias(window_size=(4, 4))
-
-        def run(layer, tokens):
-            out = layer(tokens, relative_position_bias=bias)
-            return out[0] if isinstance(out, tuple) else out
+        bias = beit.shared_position_bias(window_size=(4, 4))
 
         early = None
         for number in range(DEPTH):
-            tokens = run(beit.encoder.layer[number], tokens)
+            tokens = beit.layers[number](tokens, attention_mask=bias)
             early = tokens if number + 1 == objective.branch_layer else early
         branch = torch.cat([tokens[:, :1], early[:, 1:]], dim=1)
         for number in range(DEPTH, DEPTH + BRANCH):
-            branch = run(beit.encoder.layer[number], branch)
+            branch = beit.layers[number](branch, attention_mask=bias)
         expected = 0.0
         for output in (tokens, branch):
             logits = theirs.lm_head(theirs.layernorm(output[:, 1:]))
