@@ -93,6 +93,7 @@ def main(argv: list[str] | None = None) -> Path:
         'image_size': config.image_size,
         'num_steps': aggregation.num_steps,
         'num_classes': train.num_classes,
+        'max_train': arguments.max_train,
         'num_test': len(measured['accuracy'][0]),
         'class_directions': 'text' if directions is not None else 'training means',
     }
