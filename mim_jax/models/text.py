@@ -79,7 +79,7 @@ class TextTransformer(nn.Module):
             mlp_ratio=c.mlp_ratio,
             activation=c.activation,
             norm_eps=c.norm_eps,
-        )(table[ids] + position[:length], bias=bias)
+        )(jnp.take(table, ids, axis=0) + position[:length], bias=bias)
         x = layer_norm(c.norm_eps, 'float32', 'final_norm')(x)
         end = ids if c.end_token is None else (ids == c.end_token).astype(jnp.int32)
         last = jnp.take_along_axis(x, end.argmax(axis=1)[:, None, None], axis=1)[:, 0]

@@ -1,1 +1,1 @@
-"""Weights in files: our own naming as safetensors (`native`)."""
+"""Weights in files: our own naming (`native`), import from other projects, export to them."""

@@ -11,12 +11,12 @@
 `random` makes a file of random weights for the config's frozen teacher. `import` reads another
 project's weights (CLIP, DINO, DINOv2, MAE, BEiT, data2vec-vision, DeiT, ViT) into a new folder.
 `export` writes an encoder of ours, of a run or of a file, as a file of ours, or as a folder that
-timm or `transformers` reads. `inspect` says what a file holds, and whether it could
-be imported.
+timm or `transformers` reads. `inspect` says what a file holds, and whether it could be imported.
 """
 
 import argparse
 import dataclasses
+import math
 import sys
 
 from mim_jax.errors import UserError
@@ -54,7 +54,7 @@ def parse(arguments):
     source.add_argument('--workdir', metavar='DIR')
     source.add_argument('--weights', metavar='FILE_OR_DIR')
     two.add_argument('--to', choices=('mim_jax', 'timm', 'huggingface'), default='mim_jax')
-    two.add_argument('--image_size', type=_size, metavar='SIDE|HEIGHT,WIDTH')
+    two.add_argument('--image_size', type=image_size, metavar='SIDE|HEIGHT,WIDTH')
     three = commands.add_parser('import', help="another project's weights")
     three.add_argument('source', metavar='FILE_OR_DIR')
     for command in (one, two, three):
@@ -111,7 +111,7 @@ def export(options):
     print(f'wrote the encoder of {given} to {options.out}, as {held_by}{without}')
 
 
-def _size(text):
+def image_size(text):
     """(height, width) of "224" or "224,192"."""
     sizes = [int(part) for part in text.split(',')]
     if len(sizes) > 2 or min(sizes) < 1:
@@ -149,17 +149,10 @@ def _listed(tensors, metadata):
     rows = [(name, dtype, str(list(shape))) for name, (dtype, shape) in sorted(tensors.items())]
     widths = [max((len(row[i]) for row in rows), default=0) for i in range(2)]
     lines = [f'{n:<{widths[0]}}  {d:<{widths[1]}}  {s}' for n, d, s in rows]
-    size = sum(_product(shape) for _, shape in tensors.values())
+    size = sum(math.prod(shape) for _, shape in tensors.values())
     lines.append(f'{len(rows)} tensors, {size:,} numbers')
     lines += [f'{key} = {value}' for key, value in sorted(metadata.items())]
     return '\n'.join(lines)
-
-
-def _product(shape):
-    total = 1
-    for size in shape:
-        total *= size
-    return total
 
 
 def _fields(assignments):

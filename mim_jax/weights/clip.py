@@ -2,12 +2,15 @@
 
 import dataclasses
 import re
+from collections.abc import Callable
+
+import jax
 
 from mim_jax.errors import UserError
 from mim_jax.models.text import TextTower
-from mim_jax.weights import mapping
+from mim_jax.weights import mapping, native
 from mim_jax.weights.mapping import BLOCK
-from mim_jax.weights.naming import CLIP, Naming, default_heads, ratio
+from mim_jax.weights.naming import CLIP, Naming, Source, default_heads, ratio
 
 # Where CLIP's own files keep whole models: counters that say what shapes say too.
 OPENAI_LEFT_OUT = r'^(.*\.)?(logit_scale|logit_bias|input_resolution|context_length|vocab_size)$'
@@ -82,13 +85,13 @@ def _openai_blocks(*, heads):
 
 def _fields(source, *, patch, table, fc1, depth):
     """The image tower's fields from the names of its patch kernel, position table and MLP."""
-    width, _, *patch_size = source.shape(patch)
+    width, _, *patch_size = source.shape(patch, 4)
     return {
         'patch_size': tuple(patch_size),
         'width': width,
         'depth': source.count(depth),
-        'mlp_ratio': ratio(source.shape(fc1)[0], width),
-        'grid': source.grid(source.shape(table)[0] - 1, patch_size=patch_size),
+        'mlp_ratio': ratio(source.shape(fc1, 2)[0], width),
+        'grid': source.grid(source.shape(table, 2)[0] - 1, patch_size=patch_size),
         'position': 'learned',
         'patch_bias': False,
         'pre_norm': True,
@@ -117,7 +120,7 @@ def _openai_fields(source):
 
 
 def _width(name, axis):
-    return lambda source: source.tensors[name].shape[axis] if name in source.tensors else None
+    return lambda source: source.shape(name, 2)[axis] if name in source.tensors else None
 
 
 NAMINGS = (
@@ -151,10 +154,10 @@ class TextNaming:
     """A project's names of CLIP's text tower; `mark` as in `Naming`."""
 
     mark: str
-    fields: dict[str, str]  # of the tensors that tell the tower's sizes
+    fields: dict[str, str]  # names of the tensors that tell the tower's sizes
     depth: str
     projection_axis: int
-    rules: object
+    rules: Callable
 
 
 def _huggingface_text(tower):
@@ -205,45 +208,54 @@ TEXT_NAMINGS = (
 )
 
 
-def find_text(tensors):
-    """(TextNaming, prefix) of the text tower in `tensors`, or None."""
-    for naming in TEXT_NAMINGS:
-        for name in tensors:
-            if found := re.search(naming.mark, name):
-                return naming, found[1]
-    return None
+@dataclasses.dataclass(frozen=True)
+class RecognisedText:
+    """A text tower found in a file, not yet read; `needed` are the shapes it needs by full name."""
+
+    tower: TextTower
+    source: Source
+    rules: tuple
+    needed: dict[str, tuple[int, ...]]
+
+    def read(self):
+        """The tower's params."""
+        return mapping.read(self.source.tensors, self.rules, depth=self.tower.depth)
 
 
-def text_tower(naming, source, *, activation, what):
-    """The TextTower that the shapes of `source` and the stated facts describe.
+def recognise_text(tensors, *, stated, activation, what) -> RecognisedText | None:
+    """The text tower in `tensors` by name, if there is one.
 
-    activation: the image tower's, which the text tower shares where no config says otherwise.
+    stated: what a config says of it in our words; activation: the image tower's, which it shares
+    where no config says otherwise. Raises UserError for a tower that lacks what tells its sizes.
     """
-    missing = [source.prefix + n for n in naming.fields.values() if n not in source.tensors]
-    if missing:
-        raise UserError(f'{what} holds a part of a text tower; missing: {", ".join(missing)}')
-    shapes = {field: source.shape(name) for field, name in naming.fields.items()}
-    vocabulary, width = shapes['tokens']
-    stated = {k: v for k, v in source.stated.items() if v is not None}
-    return TextTower(
-        vocabulary=vocabulary,
-        context=shapes['position'][0],
-        width=width,
-        depth=source.count(naming.depth),
-        heads=stated.get('heads') or default_heads(width),
-        mlp_ratio=ratio(shapes['fc1'][0], width),
-        projection=shapes['projection'][naming.projection_axis],
-        activation=stated.get('activation', activation),
-        norm_eps=stated.get('norm_eps', 1e-5),
-        end_token=stated.get('end_token'),
-    )
-
-
-def text_shapes(tower):
-    """Shapes of a text tower's parameters by flat name, without computing any."""
-    import jax
-
-    from mim_jax.weights import native
-
+    for naming in TEXT_NAMINGS:
+        found = next((m for m in (re.search(naming.mark, name) for name in tensors) if m), None)
+        if found:
+            break
+    else:
+        return None
+    source = Source.of(tensors, prefix=found[1], stated=stated)
+    try:
+        shapes = {field: source.shape(name, 2) for field, name in naming.fields.items()}
+        vocabulary, width = shapes['tokens']
+        tower = TextTower(
+            vocabulary=vocabulary,
+            context=shapes['position'][0],
+            width=width,
+            depth=source.count(naming.depth),
+            heads=stated.get('heads') or default_heads(width),
+            mlp_ratio=ratio(shapes['fc1'][0], width),
+            projection=shapes['projection'][naming.projection_axis],
+            activation=stated.get('activation', activation),
+            norm_eps=stated.get('norm_eps', 1e-5),
+            end_token=stated.get('end_token'),
+        )
+    except (UserError, ValueError) as error:
+        raise UserError(f'{what}, text tower: {error}') from error
+    rules = tuple(naming.rules(tower))
     params = jax.eval_shape(lambda: tower.init(jax.random.key(0)))['params']
-    return {name: value.shape for name, value in native.flatten(params).items()}
+    ours = {name: value.shape for name, value in native.flatten(params).items()}
+    needed = mapping.needed_shapes(ours, rules, depth=tower.depth)
+    return RecognisedText(
+        tower, source, rules, {source.prefix + name: shape for name, shape in needed.items()}
+    )

@@ -33,7 +33,7 @@ def stated(config) -> dict:
         if vision.get('head_width') and vision.get('width'):
             facts['heads'] = vision['width'] // vision['head_width']
     elif 'architecture' in config:
-        pretrained = config.get('pretrained_cfg', {})
+        pretrained = config.get('pretrained_cfg', config)  # older files lack the level
         options = config.get('model_args', {})
         facts = {
             'heads': options.get('num_heads'),

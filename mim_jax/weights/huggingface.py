@@ -99,18 +99,18 @@ def _fields(source, *, fc1):
     """What all these encoders tell alike."""
     if source.has(r'^embeddings\.distillation_token$'):
         raise UserError('a distilled DeiT has a second class token, which is not supported')
-    width, _, *patch_size = source.shape('embeddings.patch_embeddings.projection.weight')
+    width, _, *patch_size = source.shape('embeddings.patch_embeddings.projection.weight', 4)
     fields = {
         'patch_size': tuple(patch_size),
         'width': width,
         'depth': source.count(LAYERS),
-        'mlp_ratio': ratio(source.shape(f'encoder.layer.0.{fc1}.weight')[0], width),
+        'mlp_ratio': ratio(source.shape(f'encoder.layer.0.{fc1}.weight', 2)[0], width),
         'mask_token': source.has(r'^embeddings\.mask_token$'),
         'position': 'none',
     }
     table = 'embeddings.position_embeddings'
     if table in source.tensors:
-        entries = source.shape(table)[1] - 1
+        entries = source.shape(table, 3)[1] - 1
         fields.update(position='learned', grid=source.grid(entries, patch_size=patch_size))
     if not source.has(r'\.attention\.attention\.query\.bias$'):
         fields['qkv_bias'] = 'none'
@@ -129,7 +129,7 @@ def _beit_fields(source):
     has = shared in source.tensors, own in source.tensors
     if any(has):
         fields['grid'] = source.grid(
-            source.shape(shared if has[0] else own)[0],
+            source.shape(shared if has[0] else own, 2)[0],
             patch_size=fields['patch_size'],
             count=relative_count,
         )
@@ -144,12 +144,12 @@ def _beit_fields(source):
 def _dinov2_fields(source):
     if source.has(r'\.mlp\.weights_in\.'):
         raise UserError('the giant size has a SwiGLU feed-forward, which is not supported')
-    registers = source.tensors.get('embeddings.register_tokens')
+    registers = 'embeddings.register_tokens' in source.tensors
     return {
         **_fields(source, fc1='mlp.fc1'),
         'layer_scale': source.stated.get('layer_scale', 1.0),
-        'num_registers': 0 if registers is None else registers.shape[1],
-        'position_resize': 'bicubic' if registers is None else 'bicubic_antialias',
+        'num_registers': source.shape('embeddings.register_tokens', 3)[1] if registers else 0,
+        'position_resize': 'bicubic_antialias' if registers else 'bicubic',
     }
 
 

@@ -7,11 +7,10 @@ import shutil
 
 import numpy as np
 
-from mim_jax.models.text import TextTower
 from mim_jax.models.vit import ViT
 from mim_jax.weights import clip, hub_config, huggingface, mapping, native, reading, timm
 from mim_jax.weights.folders import new_folder
-from mim_jax.weights.naming import Recognised, Source, recognise
+from mim_jax.weights.naming import Recognised, recognise
 
 NAMINGS = (*clip.NAMINGS, *huggingface.NAMINGS, *timm.NAMINGS)
 # Fields that say nothing about a frozen encoder's function, or that its file says by itself.
@@ -27,12 +26,11 @@ class Found:
 
     tensors: dict[str, np.ndarray]
     encoder: Recognised
-    text: TextTower | None
-    text_rules: tuple
-    text_source: Source | None
+    text: clip.RecognisedText | None
     match: mapping.Match
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    input_stated: bool  # whether a file states mean and std
 
     def described(self) -> str:
         """In a few words, what was found."""
@@ -42,9 +40,13 @@ class Found:
         return ' and '.join(parts + ['the text tower'] * (self.text is not None))
 
     def said_of_assumptions(self) -> str:
-        """Which fields the file does not tell, '' if none."""
-        assumed = ', '.join(f'{name}={value!r}' for name, value in self.encoder.assumed.items())
-        return assumed and f'assumed, as nothing states it: {assumed} (--model.FIELD= sets another)'
+        """What nothing states, '' if that is nothing."""
+        assumed = []
+        if self.encoder.assumed:
+            assumed.append(f'{_arguments(self.encoder.assumed)} (--model.FIELD= sets another)')
+        if not self.input_stated:
+            assumed.append(f"the family's mean={self.mean}, std={self.std}")
+        return 'assumed, as nothing states it: ' + '; '.join(assumed) if assumed else ''
 
     def said_of_left_out(self) -> str:
         """Which tensors are knowingly not read, '' if none."""
@@ -79,9 +81,9 @@ class Found:
         if encoder.projection is not None:
             lines.append(f'projection: {encoder.projection}')
         if self.text:
-            lines.append(f'text tower: {_arguments(dataclasses.asdict(self.text))}')
+            lines.append(f'text tower: {_arguments(dataclasses.asdict(self.text.tower))}')
         lines.append(f'mean: {self.mean}, std: {self.std}')
-        lines += [self.said_of_assumptions()] * bool(encoder.assumed)
+        lines += [line for line in [self.said_of_assumptions()] if line]
         for kind in ('used', 'missing', 'wrong', 'unexpected', 'left_out'):
             names = getattr(match, kind)
             label = {'wrong': 'wrong shape', 'left_out': 'left out'}.get(kind, kind)
@@ -109,27 +111,27 @@ def find(foreign, *, overrides=None, what) -> Found:
     encoder = recognise(
         foreign.tensors, NAMINGS, stated=stated, overrides=overrides or {}, what=what
     )
-    text, rules, source, match = None, (), None, encoder.match
-    if encoder.family == 'clip' and (named := clip.find_text(foreign.tensors)):
-        naming, prefix = named
-        source = Source.of(
-            foreign.tensors, prefix=prefix, stated=hub_config.stated_text(foreign.config)
+    text, match = None, encoder.match
+    if encoder.family == 'clip':
+        text = clip.recognise_text(
+            foreign.tensors,
+            stated=hub_config.stated_text(foreign.config),
+            activation=encoder.model.activation,
+            what=what,
         )
-        text = clip.text_tower(naming, source, activation=encoder.model.activation, what=what)
-        rules = tuple(naming.rules(text))
-        needed = mapping.needed_shapes(clip.text_shapes(text), rules, depth=text.depth)
-        shapes = {name: foreign.tensors[name].shape for name in match.unexpected}
-        own = mapping.match(shapes, {prefix + n: s for n, s in needed.items()}, left_out=r'$^')
-        match = dataclasses.replace(
-            own,
-            used=match.used + own.used,
-            missing=match.missing + own.missing,
-            wrong=match.wrong + own.wrong,
-            left_out=match.left_out,
-        )
+    if text:
+        rest = {name: foreign.tensors[name].shape for name in match.unexpected}
+        match = match.followed_by(mapping.match(rest, text.needed))
     mean, std = encoder.naming.normalization(encoder.source)
-    mean, std = stated.get('mean', mean), stated.get('std', std)
-    return Found(foreign.tensors, encoder, text, rules, source, match, tuple(mean), tuple(std))
+    return Found(
+        tensors=foreign.tensors,
+        encoder=encoder,
+        text=text,
+        match=match,
+        mean=tuple(stated.get('mean', mean)),
+        std=tuple(stated.get('std', std)),
+        input_stated='mean' in stated and 'std' in stated,
+    )
 
 
 def import_(path, out, *, overrides=None, dtype='float32') -> Found:
@@ -151,14 +153,13 @@ def import_(path, out, *, overrides=None, dtype='float32') -> Found:
         )
         native.save(folder / 'encoder.safetensors', params, metadata=metadata, dtype=dtype)
         if found.text:
-            params = mapping.read(
-                found.text_source.tensors, found.text_rules, depth=found.text.depth
-            )
             metadata = {
-                'text': json.dumps(dataclasses.asdict(found.text)),
+                'text': json.dumps(dataclasses.asdict(found.text.tower)),
                 'family': found.encoder.family,
             }
-            native.save(folder / 'text.safetensors', params, metadata=metadata, dtype=dtype)
+            native.save(
+                folder / 'text.safetensors', found.text.read(), metadata=metadata, dtype=dtype
+            )
             for file in foreign.tokenizer:
                 shutil.copyfile(file, folder / file.name)
     return dataclasses.replace(found, encoder=dataclasses.replace(found.encoder, model=model))

@@ -189,6 +189,16 @@ class Match:
     left_out: tuple[str, ...]
     unexpected: tuple[str, ...]
 
+    def followed_by(self, other):
+        """This match and that of another part, made on the names that this one did not expect."""
+        return dataclasses.replace(
+            other,
+            used=self.used + other.used,
+            missing=self.missing + other.missing,
+            wrong=self.wrong + other.wrong,
+            left_out=self.left_out + other.left_out,
+        )
+
     def check(self, what):
         """Raises UserError, listing names, unless everything needed is there and nothing else."""
         kinds = ('missing', 'wrong shape', 'unexpected')
@@ -202,7 +212,7 @@ class Match:
             raise UserError(f'{what} is refused whole; {"; ".join(problems)}')
 
 
-def match(shapes, needed, *, left_out):
+def match(shapes, needed, *, left_out=r'$^'):
     """Compares a file's `shapes` by name with those `needed`; `left_out` is a pattern of names."""
     used = tuple(name for name in needed if name in shapes)
     other = sorted(name for name in shapes if name not in needed)

@@ -53,11 +53,14 @@ class Source:
         """Whether a name matches."""
         return any(re.search(pattern, name) for name in self.tensors)
 
-    def shape(self, name) -> tuple[int, ...]:
-        """The shape of a tensor that the naming cannot do without."""
+    def shape(self, name, axes) -> tuple[int, ...]:
+        """The shape, of so many axes, of a tensor that the naming cannot do without."""
         if name not in self.tensors:
             raise UserError(f'missing: {self.prefix}{name}')
-        return tuple(self.tensors[name].shape)
+        shape = tuple(self.tensors[name].shape)
+        if len(shape) != axes:
+            raise UserError(f'wrong shape: {self.prefix}{name} {list(shape)}, not of {axes} axes')
+        return shape
 
     def count(self, pattern) -> int:
         """One more than the largest number that the group of `pattern` matches; 0 if none."""
@@ -176,8 +179,7 @@ def recognise(tensors, namings, *, stated, overrides, what) -> Recognised:
         raise UserError(f'{what}, {naming.name}: {error}') from error
     rules = tuple(naming.rules(model, source))
     projection = naming.projection(source)
-    shapes = _shapes(model, projection, channels=3)
-    needed = mapping.needed_shapes(shapes, rules, depth=model.depth)
+    needed = mapping.needed_shapes(_shapes(model, projection), rules, depth=model.depth)
     match = mapping.match(
         {name: tensor.shape for name, tensor in tensors.items()},
         {prefix + name: shape for name, shape in needed.items()},
@@ -204,11 +206,11 @@ def default_heads(width) -> int:
     return HEADS.get(width, width // 64)
 
 
-def _shapes(model, projection, channels):
-    """Shapes of our parameters by flat name, without computing any."""
+def _shapes(model, projection):
+    """Shapes of our parameters by flat name, for images of 3 channels; none is computed."""
     p, q = model.patch_size
     rows, columns = model.grid or (1, 1)
-    images = jax.ShapeDtypeStruct((1, rows * p, columns * q, channels), np.float32)
+    images = jax.ShapeDtypeStruct((1, rows * p, columns * q, 3), np.float32)
     params = jax.eval_shape(lambda: model.init(jax.random.key(0), images))['params']
     shapes = {name: value.shape for name, value in native.flatten(params).items()}
     if projection is not None:

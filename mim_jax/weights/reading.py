@@ -82,15 +82,17 @@ def _tensors(path):
 
 def _sharded(index):
     """The tensors of all files that the index of a sharded checkpoint names."""
-    names = _json(index).get('weight_map', {})
+    names = _json(index).get('weight_map')
+    if not isinstance(names, dict) or not names:
+        raise UserError(f'{index} does not say which file holds which weights (weight_map)')
     tensors = {}
     for file in sorted(set(names.values())):
-        if Path(file).name != file:
-            raise UserError(f'{index} names {file}, which does not lie beside it')
+        if Path(file).name != file or file.endswith('.json'):
+            raise UserError(f'{index} names {file}, which is not a weights file beside it')
         tensors.update(_tensors(index.parent / file))
     absent = [name for name in names if name not in tensors]
-    if absent or not names:
-        raise UserError(f'{index}: its files lack {native.some(absent) or "all weights"}')
+    if absent:
+        raise UserError(f'{index}: its files lack {native.some(absent)}')
     return tensors
 
 

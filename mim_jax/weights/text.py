@@ -15,6 +15,7 @@ WORDS = (
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 )
 START, END = '<|startoftext|>', '<|endoftext|>'
+BATCH = 256  # sentences encoded at once
 
 
 def encode_prompts(path, prompts: list[str]) -> np.ndarray:
@@ -26,13 +27,14 @@ def encode_prompts(path, prompts: list[str]) -> np.ndarray:
     """
     tower, params = load_tower(path)
     ids = token_ids(path, prompts, context=tower.context)
-    if ids.max() >= tower.vocabulary:
+    if ids.max(initial=0) >= tower.vocabulary:
         raise UserError(
             f'{path}: the tokenizer gives token {ids.max()}, and the text tower knows '
             f'{tower.vocabulary}: its files are of another model'
         )
     encode = jax.jit(lambda params, ids: tower.apply({'params': params}, ids).embedding)
-    embeddings = np.concatenate([encode(params, ids[i : i + 256]) for i in range(0, len(ids), 256)])
+    starts = range(0, max(len(ids), 1), BATCH)
+    embeddings = np.concatenate([encode(params, ids[i : i + BATCH]) for i in starts])
     return embeddings / np.linalg.norm(embeddings, axis=-1, keepdims=True)
 
 

@@ -110,26 +110,26 @@ def is_beit(model) -> bool:
 def _fields(source):
     inner = 'trunk.' if source.has(r'^trunk\.') else ''
 
-    def shape(name):
-        return source.shape(inner + name)
+    def shape(name, axes):
+        return source.shape(inner + name, axes)
 
     def has(name):
         return inner + name in source.tensors
 
     if has('dist_token'):
         raise UserError('a distilled DeiT has a second class token, which is not supported')
-    width, _, *patch_size = shape('patch_embed.proj.weight')
+    width, _, *patch_size = shape('patch_embed.proj.weight', 4)
     if (
         has('blocks.0.mlp.w12.weight')
         or has('blocks.0.mlp.fc1_g.weight')
-        or (shape('blocks.0.mlp.fc1.weight')[0] == 2 * shape('blocks.0.mlp.fc2.weight')[1])
+        or (shape('blocks.0.mlp.fc1.weight', 2)[0] == 2 * shape('blocks.0.mlp.fc2.weight', 2)[1])
     ):
         raise UserError('it has a gated (SwiGLU) feed-forward, which is not supported')
     fields = {
         'patch_size': tuple(patch_size),
         'width': width,
         'depth': source.count(rf'^{inner}blocks\.(\d+)\.'),
-        'mlp_ratio': ratio(shape('blocks.0.mlp.fc1.weight')[0], width),
+        'mlp_ratio': ratio(shape('blocks.0.mlp.fc1.weight', 2)[0], width),
         'class_token': has('cls_token'),
         'position': 'none',
         'mask_token': has('mask_token') and not has('decoder_embed.weight'),
@@ -138,7 +138,7 @@ def _fields(source):
         'final_norm': has('norm.weight'),
     }
     if has('pos_embed'):
-        fields.update(position='learned', grid=_grid(source, shape('pos_embed')[1], fields))
+        fields.update(position='learned', grid=_grid(source, shape('pos_embed', 3)[1], fields))
     if has('blocks.0.attn.q_bias'):
         fields['qkv_bias'] = 'qv'
     elif not has('blocks.0.attn.qkv.bias'):
@@ -147,11 +147,13 @@ def _fields(source):
         fields['layer_scale'] = source.stated.get('layer_scale', 1e-5)
     for name in ('reg_token', 'register_tokens'):
         if has(name):
-            fields.update(num_registers=shape(name)[1], position_resize='bicubic_antialias')
+            fields.update(num_registers=shape(name, 3)[1], position_resize='bicubic_antialias')
     shared, own = has(f'rel_pos_bias.{TABLE}'), has(f'blocks.0.attn.{TABLE}')
     if shared or own:
         table = f'rel_pos_bias.{TABLE}' if shared else f'blocks.0.attn.{TABLE}'
-        fields['grid'] = source.grid(shape(table)[0], patch_size=patch_size, count=relative_count)
+        fields['grid'] = source.grid(
+            shape(table, 2)[0], patch_size=patch_size, count=relative_count
+        )
         fields['relative_position'] = ('none', 'shared', 'per_block', 'both')[shared + 2 * own]
     return fields
 
@@ -173,7 +175,7 @@ def _vit_family(source):
 def _scaled_family(source):
     """DeiT III has layer scale under the names of DINOv2, whose patches alone are 14 wide."""
     marks = source.has(r'^(mask_token|register_tokens|reg_token)$')
-    return 'dinov2' if marks or source.shape('patch_embed.proj.weight')[-1] == 14 else 'vit'
+    return 'dinov2' if marks or source.shape('patch_embed.proj.weight', 4)[-1] == 14 else 'vit'
 
 
 def _beit_normalization(source):
@@ -183,7 +185,7 @@ def _beit_normalization(source):
 
 def _projection(source):
     name = 'head.proj.weight'
-    return source.shape(name)[0] if source.has(r'^trunk\.') and name in source.tensors else None
+    return source.shape(name, 2)[0] if source.has(r'^trunk\.') and name in source.tensors else None
 
 
 def _clip_rules(model, source=None):

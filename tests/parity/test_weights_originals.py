@@ -80,7 +80,7 @@ def test_open_clip_states_what_names_cannot(tmp_path):
     }
     (source / 'open_clip_config.json').write_text(json.dumps(config))
     found = importing.import_(source, tmp_path / 'ours')
-    assert found.encoder.model.activation == found.text.activation == 'gelu'
+    assert found.encoder.model.activation == found.text.tower.activation == 'gelu'
     assert found.mean == (0.1, 0.2, 0.3)
     images = foreign.images(32, 32)
     with torch.no_grad():

@@ -1,5 +1,6 @@
 """The text tower and its tokenizer against Hugging Face transformers; a vocabulary by hand."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -14,7 +15,9 @@ torch = pytest.importorskip('torch', reason='needs the extra "parity"')
 transformers = pytest.importorskip('transformers', reason='needs the extra "parity"')
 pytest.importorskip('tokenizers', reason='needs the extra "text"')
 
-from mim_jax.weights import importing  # noqa: E402
+from mim_jax.errors import UserError  # noqa: E402
+from mim_jax.models.text import TextTower  # noqa: E402
+from mim_jax.weights import importing, native  # noqa: E402
 from mim_jax.weights.text import encode_prompts, load_tower, token_ids  # noqa: E402
 
 _spec = importlib.util.spec_from_file_location('foreign', Path(__file__).parent / 'foreign.py')
@@ -55,8 +58,9 @@ def test_tokens_are_those_of_clips_tokenizer(whole, tmp_path, vocabulary):
     assert not any(row[len(e) :].any() for row, e in zip(ids, expected, strict=True))
 
 
-@pytest.mark.parametrize('end_token', ['stated', 'legacy'])
-@pytest.mark.parametrize('activation', ['quick_gelu', 'gelu'])
+@pytest.mark.parametrize(
+    ('end_token', 'activation'), [('stated', 'quick_gelu'), ('legacy', 'gelu')]
+)
 def test_embeddings_and_logits(end_token, activation, tmp_path, vocabulary):
     end = {'stated': vocabulary['<|endoftext|>'], 'legacy': 2}[end_token]
     sizes = {k: v for k, v in foreign.SMALL.items() if k not in ('image_size', 'patch_size')}
@@ -78,7 +82,7 @@ def test_embeddings_and_logits(end_token, activation, tmp_path, vocabulary):
     theirs.save_pretrained(source)
     tokenizer = write_files(source, vocabulary, whole=True)
     found = importing.import_(source, tmp_path / 'ours')
-    assert found.text.end_token == (None if end_token == 'legacy' else end)
+    assert found.text.tower.end_token == (None if end_token == 'legacy' else end)
     assert sorted(p.name for p in (tmp_path / 'ours').iterdir()) == [
         'encoder.safetensors',
         'text.safetensors',
@@ -102,6 +106,36 @@ def test_embeddings_and_logits(end_token, activation, tmp_path, vocabulary):
 
     vit, params = foreign.read(source, tmp_path / 'again')
     projection = params.pop('projection')['kernel']
-    embeds = vit.apply({'params': params}, images).class_token @ projection
+    encode = jax.jit(lambda p, x: vit.apply({'params': p}, x).class_token)
+    embeds = encode(params, images) @ projection
     embeds /= np.linalg.norm(embeds, axis=-1, keepdims=True)
     foreign.compare(theirs.logit_scale.exp().item() * embeds @ prompts.T, out.logits_per_image)
+
+
+def test_a_folder_without_its_tokenizer_is_one_sentence(tmp_path):
+    tower = TextTower(vocabulary=90, context=8, width=8, depth=1, heads=2, projection=4)
+    params = jax.tree.map(np.asarray, tower.init(jax.random.key(0))['params'])
+    metadata = {'text': json.dumps(dataclasses.asdict(tower))}
+    native.save(tmp_path / 'text.safetensors', params, metadata=metadata)
+    with pytest.raises(UserError, match='has no tokenizer: put'):
+        encode_prompts(tmp_path, ['a'])
+    (tmp_path / 'tokenizer.json').write_text('{}')
+    with pytest.raises(UserError, match='the tokenizer cannot be read'):
+        encode_prompts(tmp_path, ['a'])
+
+
+def test_no_sentences_and_a_tokenizer_of_another_model(tmp_path, vocabulary):
+    write_files(tmp_path, vocabulary, whole=False)
+    tower = TextTower(
+        vocabulary=len(vocabulary), context=8, width=8, depth=1, heads=2, projection=4
+    )
+    for size, prompts in ((len(vocabulary), []), (5, ['a cat'])):
+        small = dataclasses.replace(tower, vocabulary=size)
+        params = jax.tree.map(np.asarray, small.init(jax.random.key(0))['params'])
+        metadata = {'text': json.dumps(dataclasses.asdict(small))}
+        native.save(tmp_path / 'text.safetensors', params, metadata=metadata)
+        if prompts:
+            with pytest.raises(UserError, match='its files are of another model'):
+                encode_prompts(tmp_path, prompts)
+        else:
+            assert encode_prompts(tmp_path, prompts).shape == (0, 4)
