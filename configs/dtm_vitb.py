@@ -3,11 +3,11 @@
 Paper: Kim, Heo, Han, "Morphing Tokens Draw Strong Masked Image Models", ICLR 2025,
 arXiv 2401.00254.
 
-    python -m mim_jax.weights import DIR --out=clip.safetensors
-    python -m mim_jax.main --config=configs/dtm_vitb.py \\
-        --config.objective.target.weights=clip.safetensors
+    python -m mim_jax.weights import FILE_OR_DIR --out=teachers/clip_vitb16
+    python -m mim_jax.main --config=configs/dtm_vitb.py
 
-DIR holds CLIP ViT-B/16 as `transformers` stores it (config.json, model.safetensors).
+FILE_OR_DIR holds CLIP ViT-B/16, as `transformers` or open_clip store it. Another teacher of
+`_teachers.py` is the config's argument: `--config=configs/dtm_vitb.py:dino_vitb16`.
 Data: `tfds build imagenet2012 --file_format=array_record` once, or class sub-folders with
 `--config.data.source=folder --config.data.path=DIR`.
 Where paper and code leave a value to the run (second beta, warm-up length, smallest crop) it is
@@ -16,10 +16,12 @@ Published result: 85.4 top-1 after fine-tuning on ImageNet-1K. This config has n
 end by this project; its cost has not been measured.
 """
 
+from _teachers import set_teacher
+
 from mim_jax.experiment import default_config
 
 
-def get_config():
+def get_config(teacher='clip_vitb16'):
     config = default_config('dtm')
     config.model.update(
         patch_size=(16, 16),
@@ -37,23 +39,7 @@ def get_config():
         remat='full',
     )
     config.objective.masking.update(num_masked=75, min_block=16)
-    # OpenAI's CLIP ViT-B/16 image tower, with its projection to 512 and its own normalisation.
-    target = config.objective.target
-    target.model.update(
-        patch_size=(16, 16),
-        width=768,
-        depth=12,
-        heads=12,
-        position='learned',
-        patch_bias=False,
-        pre_norm=True,
-        activation='quick_gelu',
-        norm_eps=1e-5,
-        dtype='bfloat16',
-    )
-    target.projection = 512
-    target.mean = (0.48145466, 0.4578275, 0.40821073)
-    target.std = (0.26862954, 0.26130258, 0.27577711)
+    set_teacher(config, teacher)
 
     config.data.update(
         source='tfds',

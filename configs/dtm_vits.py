@@ -1,7 +1,6 @@
 """Dynamic Token Morphing, ViT-S/16: as dtm_vitb.py with the small encoder.
 
-    python -m mim_jax.main --config=configs/dtm_vits.py \\
-        --config.objective.target.weights=clip.safetensors
+    python -m mim_jax.main --config=configs/dtm_vits.py
 
 Published result: 83.2 top-1 after fine-tuning on ImageNet-1K (300 epochs). This config has not
 been run to the end by this project; its cost has not been measured.
@@ -10,7 +9,7 @@ been run to the end by this project; its cost has not been measured.
 from dtm_vitb import get_config as vit_base
 
 
-def get_config():
-    config = vit_base()
+def get_config(teacher='clip_vitb16'):
+    config = vit_base(teacher)
     config.model.update(width=384, heads=6)
     return config

@@ -1,7 +1,6 @@
 """MAE that predicts a teacher's features, morphed: CLIP ViT-B/16 by default.
 
-    python -m mim_jax.main --config=configs/mae_clip.py \\
-        --config.objective.target.weights=clip/encoder.safetensors
+    python -m mim_jax.main --config=configs/mae_clip.py
     python -m mim_jax.main --config=configs/mae_clip.py:cifar10 --config.data.path=DIR
     python -m mim_jax.main --config=configs/mae_clip.py:embedded
 

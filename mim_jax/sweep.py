@@ -6,10 +6,10 @@
 
 A table is a Python file: its docstring says what is compared, `BASE` is the config of all rows
 (`--base` takes another), `ROWS` maps a row's name to the fields that it changes, written as on the
-command line of `mim_jax.main`. Every run is one process of `mim_jax.main` in OUT/ROW/seedN;
-`--config.…` applies to all of them. Starting again goes on where it stopped, and `--dry_run` prints
-the commands instead, for those who have more machines than one: with the same OUT the table is
-printed from whatever has finished.
+command line of `mim_jax.main` (`config` is a base of this row's own). Every run is one process of
+`mim_jax.main` in OUT/ROW/seedN; `--config.…` applies to all of them. Starting again goes on where
+it stopped, and `--dry_run` prints the commands instead, for those who have more machines than one:
+with the same OUT the table is printed from whatever has finished.
 """
 
 import argparse
@@ -35,7 +35,7 @@ class Run:
     seed: int
     base: str
     assignments: tuple[tuple[str, str], ...]
-    total_steps: int
+    total_steps: int | None
     workdir: Path
 
     @property
@@ -114,29 +114,41 @@ def plan(options: argparse.Namespace, assignments: tuple[tuple[str, str], ...]) 
     folders = {row: re.sub(r'[^a-z0-9.]+', '_', row.lower()).strip('_') for row in rows}
     if len(set(folders.values())) < len(rows):
         raise UserError(f'--table={options.table}: two rows have names too much alike.')
+    bases = {row: changes.pop('config', base) for row, changes in rows.items()}
     fields = {row: (*changes.items(), *assignments) for row, changes in rows.items()}
     lengths = {}
     for row in rows:
         try:
-            lengths[row] = _total_steps(base, fields[row])
+            lengths[row] = _total_steps(bases[row], fields[row], read=not options.dry_run)
         except UserError as error:
             raise UserError(f'row "{row}" of {options.table}: {error}') from error
     return [
-        Run(row, seed, base, fields[row], lengths[row], Path(options.out, folder, f'seed{seed}'))
+        Run(
+            row,
+            seed,
+            bases[row],
+            fields[row],
+            lengths[row],
+            Path(options.out, folder, f'seed{seed}'),
+        )
         for seed in range(options.seeds)
         for row, folder in folders.items()
     ]
 
 
-def _total_steps(base: str, assignments: tuple[tuple[str, str], ...]) -> int:
-    """The length of a run, whose config and data are looked at as a run would do it first."""
+def _total_steps(base: str, assignments: tuple[tuple[str, str], ...], *, read: bool) -> int | None:
+    """The length of a run. Its config is built, and where `read` is set its data looked at, as the
+    run would do it first; otherwise the length is not known and None.
+    """
     from mim_jax import config as configs
     from mim_jax import data, experiment
 
     config = configs.override(configs.load(base), experiment.Experiment, list(assignments))
     run = experiment.from_config(config)
+    experiment.make_objective(run, num_classes=None)
+    if not read:
+        return None
     source = data.make_source(run.data, split=run.data.split)
-    experiment.make_objective(run, num_classes=source.num_classes)
     return experiment.make_clock(run, len(source)).total_steps
 
 

@@ -2,10 +2,13 @@
 
 import json
 import statistics
+from pathlib import Path
 
 import pytest
 
 from mim_jax import sweep
+
+CONFIGS = Path(__file__).parent.parent / 'configs'
 
 BASE = """
 from mim_jax.experiment import default_config
@@ -122,3 +125,12 @@ def test_a_sweep_runs_and_a_second_start_has_nothing_to_do(table, capfd, monkeyp
     assert capfd.readouterr().out == text
     assert sweep.main([*arguments[:-1], '--metric=eval/x/y']) == 2
     assert 'ended without eval/x/y' in capfd.readouterr().err
+
+
+@pytest.mark.parametrize('path', sorted((CONFIGS / 'ablations').glob('*.py')), ids=lambda p: p.stem)
+def test_every_ablation_builds(path, monkeypatch, capsys):
+    monkeypatch.chdir(CONFIGS.parent)
+    assert sweep.main([f'--table={path}', '--seeds=1', '--dry_run']) == 0
+    commands = capsys.readouterr().out.splitlines()
+    assert len(commands) == len(set(commands)) == len(sweep.read_table(str(path))[1])
+    assert all(command.startswith('python -m mim_jax.main --config=') for command in commands)

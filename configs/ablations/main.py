@@ -5,7 +5,7 @@
 runs it on the embedded scenes. At the paper's scale:
 
     python -m mim_jax.sweep --table=configs/ablations/main.py --base=configs/dtm_vitb.py \\
-        --config.objective.target.weights=DIR --dry_run
+        --dry_run
 
 The rows cost the same but for the morphing itself: equal data, steps, networks. The one schedule
 joins half of the tokens in one step.

@@ -1,0 +1,15 @@
+"""The distance between morphed tokens.
+
+    python -m mim_jax.sweep --table=configs/ablations/distance.py
+
+runs it on the embedded scenes; other bases as in main.py.
+"""
+
+BASE = 'configs/quickstart.py'
+
+ROWS = {
+    'cosine': {'objective.distance': 'cosine'},
+    'L1': {'objective.distance': 'l1'},
+    'L2': {'objective.distance': 'l2'},
+    'smooth L1': {'objective.distance': 'smooth_l1'},
+}
