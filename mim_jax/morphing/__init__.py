@@ -17,7 +17,7 @@ from mim_jax.morphing.average import morph
 from mim_jax.morphing.base import Grouping, singletons
 from mim_jax.morphing.bipartite import Bipartite, bipartite_groups
 from mim_jax.morphing.clusters import KMeans, KMedoids, RandomGroups
-from mim_jax.morphing.layerwise import Layerwise
+from mim_jax.morphing.layerwise import NO_NETWORK, Layerwise
 from mim_jax.morphing.schedules import groups_left, merges_per_step, sample_schedule
 from mim_jax.morphing.superpixels import Superpixels
 
@@ -32,6 +32,7 @@ GROUPINGS = {
 
 __all__ = [
     'GROUPINGS',
+    'NO_NETWORK',
     'Grouping',
     'Morphing',
     'bipartite_groups',
@@ -84,6 +85,11 @@ class Morphing:
         for name in ('num_draws', 'max_steps', 'num_steps'):
             if getattr(self, name) < 1:
                 raise ValueError(f'{name} = {getattr(self, name)}: it must be at least 1.')
+
+    @property
+    def inside_network(self):
+        """Whether tokens are merged inside the network that computes the target."""
+        return self.schedule != 'none' and isinstance(self.grouping, Layerwise)
 
     def draw(self, key, *, num_tokens):
         """One schedule `(tokens_per_step, num_steps)`, int32 scalars, shared by a whole batch.

@@ -14,7 +14,7 @@ from mim_jax.morphing.average import morph
 from mim_jax.morphing.base import Grouping
 from mim_jax.morphing.bipartite_features import match
 
-NO_TEACHER = (
+NO_NETWORK = (
     "config.objective.morphing.grouping 'layerwise' merges tokens inside the network that computes "
     'the target, and this target or method has none to offer: choose another grouping or target.'
 )
@@ -36,7 +36,7 @@ class Layerwise(Grouping):
 
     def with_target(self, target, schedule, *, merged=None, **given):
         if merged is None:
-            raise UserError(NO_TEACHER)
+            raise UserError(NO_NETWORK)
         return merged(schedule[0])
 
     def title(self, num_tokens, schedule):

@@ -14,7 +14,6 @@ from mim_jax.config import choice
 from mim_jax.losses import standardize_tokens
 from mim_jax.masking import MASKINGS
 from mim_jax.morphing import Morphing
-from mim_jax.objectives.base import Variables
 from mim_jax.objectives.token_prediction import MaskTokenPrediction
 from mim_jax.targets import TARGETS
 
@@ -35,6 +34,6 @@ class DTM(MaskTokenPrediction):
     loss_on: Literal['hidden', 'all'] = 'all'
     standardize_target: bool = False
 
-    def targets(self, variables: Variables, images: jax.Array) -> jax.Array:
-        target = super().targets(variables, images)
+    def finish(self, target: jax.Array) -> jax.Array:
+        target = super().finish(target)
         return standardize_tokens(target) if self.standardize_target else target

@@ -46,6 +46,19 @@ class Targeted(Objective):
     def targets(self, variables: Variables, images: jax.Array) -> jax.Array:
         """Target float32 [B,N,D] for images [B,H,W,C] in [0, 1]; no gradient flows into it."""
         target = self.target(images, inputs=self.inputs, encoder=self.encoder, variables=variables)
+        return self.finish(target)
+
+    def merged_targets(
+        self, variables: Variables, images: jax.Array, num_merged: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Target and groups [B,N] int32, `num_merged` tokens merged inside the target's network."""
+        target, groups = self.target.merged(
+            images, num_merged, inputs=self.inputs, encoder=self.encoder, variables=variables
+        )
+        return self.finish(target), groups
+
+    def finish(self, target: jax.Array) -> jax.Array:
+        """The target [B,N,D] as it is compared, token by token."""
         return jax.lax.stop_gradient(target.astype(jnp.float32))
 
     def target_width(self, variables: Variables, images: Any) -> int:

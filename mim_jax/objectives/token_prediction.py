@@ -1,6 +1,7 @@
 """What the token-wise methods share: a target for every patch, morphing, and pictures of both."""
 
 import dataclasses
+import functools
 from typing import Any, Literal
 
 import jax
@@ -12,7 +13,7 @@ from mim_jax.inputs import Inputs
 from mim_jax.losses import masked_mean, token_distance
 from mim_jax.models.heads import TokenHead
 from mim_jax.models.vit import ViT
-from mim_jax.morphing import Morphing
+from mim_jax.morphing import NO_NETWORK, Morphing
 from mim_jax.objectives.base import Batch, Objective, Variables
 from mim_jax.objectives.targeted import Targeted
 
@@ -34,6 +35,8 @@ class TokenPrediction(Targeted):
     def bind(self, encoder: ViT, inputs: Inputs) -> Objective:
         bound = super().bind(encoder, inputs)
         self.masking.count(bound.grid)  # says what is wrong where the mask does not fit the grid
+        if self.morphing.inside_network and not hasattr(self.target, 'merged'):
+            raise UserError(NO_NETWORK)
         return bound
 
     def predict(
@@ -64,6 +67,7 @@ class TokenPrediction(Targeted):
                 keys=keys.named(batch['keys'], 'morphing'),
                 images=images,
                 grid=self.grid,
+                merged=functools.partial(self.merged_targets, variables, images),
             )
             losses = [
                 self.reduce(token_distance(p, t, distance=self.distance), mask) for p, t in pairs
@@ -88,6 +92,7 @@ class TokenPrediction(Targeted):
                 keys=keys.named(batch['keys'], 'morphing'),
                 images=images,
                 grid=self.grid,
+                merged=functools.partial(self.merged_targets, variables, images),
             )
             seen |= {'groups': groups, 'group_titles': titles}
         return seen

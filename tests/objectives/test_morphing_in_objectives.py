@@ -1,0 +1,99 @@
+"""Every grouping as a field of a method's config."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from mim_jax import config as configs
+from mim_jax import experiment, keys
+from mim_jax.errors import UserError
+from mim_jax.losses import standardize_tokens
+from mim_jax.morphing import GROUPINGS
+
+
+def make(config, **assignments):
+    given = [(f'objective.{name}', value) for name, value in assignments.items()]
+    run = experiment.from_config(configs.override(config, experiment.Experiment, given))
+    return experiment.make_objective(run, num_classes=10)
+
+
+@pytest.fixture
+def prepared(tiny_config):
+    """Function of config assignments -> objective, variables and a batch; no drop path."""
+
+    def make_all(**assignments):
+        config = tiny_config('dtm')
+        config.model.update(drop_path=0.0, depth=1)
+        objective = make(config, **assignments)
+        images = jax.random.uniform(jax.random.key(0), (2, 32, 32, 3))
+        variables = jax.jit(objective.init)(jax.random.key(1), images)
+        batch = {'images': images, 'keys': keys.per_example(jax.random.key(2), 2)}
+        return objective, variables, batch
+
+    return make_all
+
+
+def test_every_grouping_trains(prepared):
+    objective, variables, batch = prepared(**{'morphing.num_draws': '1'})
+    for name, grouping in GROUPINGS.items():
+        morphing = dataclasses.replace(objective.morphing, grouping=grouping())
+        method = dataclasses.replace(objective, morphing=morphing)
+
+        @jax.jit
+        @jax.value_and_grad
+        def loss(params, method=method):
+            return method.loss({**variables, 'params': params}, batch, jax.random.key(3), 0)[0]
+
+        value, gradient = loss(variables['params'])
+        assert np.isfinite(value), name
+        assert any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient)), name
+
+
+def test_layerwise_compares_with_the_merged_teachers_output(prepared):
+    """The loss by hand from the teacher's merged tokens; the option of DTM applies to them too."""
+    objective, variables, batch = prepared(
+        **{
+            'morphing.grouping.name': 'layerwise',
+            'morphing.schedule': 'constant',
+            'morphing.num_merged': '6',
+            'standardize_target': 'true',
+            'distance': 'l2',
+        }
+    )
+    mask = objective.masking(keys.named(batch['keys'], 'mask'), grid=objective.grid)
+    prediction = np.float64(jax.jit(objective.predict)(variables, batch['images'], mask))
+    context = dict(inputs=objective.inputs, encoder=objective.encoder)
+    target, groups = jax.jit(functools.partial(objective.target.merged, **context))(
+        batch['images'], 6, variables=variables
+    )
+    target = np.float64(standardize_tokens(target))
+    losses = []
+    for image in range(2):
+        assert len(np.unique(groups[image])) == 10
+        for token in range(16):
+            members = np.asarray(groups[image] == groups[image, token])
+            student = prediction[image][members].mean(axis=0)
+            losses.append(np.mean((student - target[image, token]) ** 2))
+    found = jax.jit(objective.loss)(variables, batch, jax.random.key(3), 0)[0]
+    np.testing.assert_allclose(found, np.mean(losses), rtol=1e-4)
+    shown = jax.jit(lambda *given: objective.pictures(*given)['groups'])
+    np.testing.assert_array_equal(shown(variables, batch, jax.random.key(3), 0), groups[None])
+
+
+def test_layerwise_without_a_network_is_told_at_once(tiny_config):
+    with pytest.raises(UserError, match="'layerwise' merges tokens inside the network"):
+        make(
+            tiny_config('simmim'),
+            **{'morphing.grouping.name': 'layerwise', 'morphing.schedule': 'random'},
+        )
+    make(tiny_config('simmim'), **{'morphing.grouping.name': 'layerwise'})  # schedule none
+
+
+def test_options_of_another_grouping_are_named(tiny_config):
+    config = tiny_config('dtm')
+    given = [('objective.morphing.grouping.compactness', '3')]
+    with pytest.raises(UserError, match='morphing.grouping.compactness'):
+        configs.override(config, experiment.Experiment, given)
