@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from mim_jax.errors import UserError
 from mim_jax.inputs import Inputs
 from mim_jax.models.vit import ViT
@@ -73,12 +71,9 @@ def load(
             f'{flag}: there is no such file or directory; it names a weight file of '
             '`python -m mim_jax.weights`, a directory that it imported, or a work directory'
         )
-    stated, size = _stated(path)
+    stated, size = native.load_normalization(path), _image_size(path)
     fields, params = native.load_encoder(path)
     model = _vit(fields | (model or {}), flag=flag)
-    params = dict(params)
-    if not model.mask_token:
-        params.pop('mask_token', None)  # of a masked model's training; a teacher sees no mask
     channels = _channels(params, model, flag=flag)
     normalization = {
         name: _per_channel(given or stated.get(name), channels, flag=flag, name=name)
@@ -89,21 +84,19 @@ def load(
     projection = params.get('projection')
     width = None if projection is None else projection['kernel'].shape[1]
     teacher = Teacher(weights=str(path), model=model, projection=width, **normalization)
+    inputs = Inputs(model.patch_size, channels, teacher.mean, teacher.std)
+    params = teacher.checked(params, inputs, what=flag)
     size = size or _size_of_tables(params, model)
-    _check(params, teacher, channels=channels, flag=flag)
     return Loaded(teacher, params, channels, size)
 
 
-def _stated(path):
-    """({'mean': …, 'std': …} where they are stated, image size or None) of weights at `path`."""
-    path = native.encoder_file(path)
-    if path.is_dir():
-        from mim_jax import work_directory  # heavy: the whole program
+def _image_size(path):
+    """(height, width) of a run's images, None for a weight file."""
+    if not native.encoder_file(path).is_dir():
+        return None
+    from mim_jax import work_directory  # heavy: the whole program
 
-        data = work_directory.read_config(path).data
-        return {'mean': data.mean, 'std': data.std}, tuple(data.image_size)
-    _, metadata = native.read_header(path)
-    return {k: json.loads(metadata[k]) for k in ('mean', 'std') if k in metadata}, None
+    return tuple(work_directory.read_config(path).data.image_size)
 
 
 def _vit(fields, *, flag):
@@ -142,17 +135,6 @@ def _size_of_tables(params, model):
     table = params.get('position', {}).get('patches')
     grid = model.grid if table is None else table.shape[:2]
     return grid and tuple(n * p for n, p in zip(grid, model.patch_size, strict=True))
-
-
-def _check(params, teacher, *, channels, flag):
-    patch = teacher.model.patch_size
-    inputs = Inputs(tuple(patch), channels, teacher.mean, teacher.std)
-    expected = native.flatten(jax.eval_shape(lambda: teacher.init(jax.random.key(0), inputs)))
-    given = native.flatten(params)
-    for name in expected:
-        if name.endswith('position/patches'):  # resized to the image's grid, whatever theirs is
-            expected[name] = given.get(name, expected[name])
-    native.check_params(params, native.unflatten(expected), what=flag)
 
 
 def size_flag(text: str) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mim_jax.data.augment import normalize
 from mim_jax.errors import UserError
@@ -104,7 +105,7 @@ class Teacher(Target):
     Token Morphing does with CLIP.
     """
 
-    weights: str | None = None  # a file of mim_jax.weights, or a work directory
+    weights: str | None = None  # a file or import folder of mim_jax.weights, or a work directory
     model: ViT = ViT()
     layer: int | None = None  # tokens after that many blocks; None: the model's output
     projection: int | None = None  # width of a linear map on the output (CLIP's image projection)
@@ -155,15 +156,26 @@ class Teacher(Target):
             raise UserError(f'{field}: {self.weights} does not exist; it names {made}')
         try:
             stated, params = native.load_encoder(self.weights)
+            normalization = native.load_normalization(self.weights)
         except UserError as error:
             raise UserError(f'{field}: {error}') from error
         self._compare(stated, field)
-        if not self.model.mask_token:
-            params.pop('mask_token', None)  # of a masked model's training; a teacher sees no mask
+        if self.normalization == 'own':
+            self._compare_normalization(normalization, where=where)
         if self.projection is None:
             params.pop('projection', None)
+        return self.checked(params, inputs, what=f'{field}: {self.weights}')
+
+    def checked(self, params, inputs, *, what):
+        """The parameters without what a teacher does not need.
+
+        Raises UserError, naming `what` they are, where they do not fit.
+        """
+        params = dict(params)
+        if not self.model.mask_token:
+            params.pop('mask_token', None)  # of a masked model's training; a teacher sees no mask
         expected = jax.eval_shape(lambda: self.init(jax.random.key(0), inputs))
-        native.check_params(params, self._open_tables(expected), what=f'{field}: {self.weights}')
+        native.check_params(params, self._open_tables(expected), what=what)
         return params
 
     def __call__(self, images, *, inputs, encoder, variables):
@@ -236,6 +248,16 @@ class Teacher(Target):
             differ = [d for d in differ if not d.startswith('layer_scale ')]
         if differ:
             raise UserError(f'{field}: {self.weights} is of another model: {"; ".join(differ)}')
+
+    def _compare_normalization(self, stated, *, where):
+        """Refuses a normalisation that is not the one which the weights were made for."""
+        for name, values in stated.items():
+            ours = getattr(self, name)
+            if len(values) != len(ours) or not np.allclose(values, ours, atol=1e-3):
+                raise UserError(
+                    f'config.{where}.{name} = {tuple(ours)}, but {self.weights} is made for '
+                    f"{tuple(values)}; set it to that, or normalization to 'student'"
+                )
 
     def _open_tables(self, expected):
         """Leaves the size of position tables to the file, unless the config states their grid."""

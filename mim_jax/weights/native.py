@@ -139,6 +139,20 @@ def load_encoder(path):
     return json.loads(metadata.get('model', '{}')), params
 
 
+def load_normalization(path):
+    """{'mean': [...], 'std': [...]} of the images that an encoder was made for, where the path (as
+    for `load_encoder`) states them.
+    """
+    path = encoder_file(path)
+    if path.is_dir():
+        from mim_jax import work_directory  # heavy: the whole program
+
+        data = work_directory.read_config(path).data
+        return {'mean': list(data.mean), 'std': list(data.std)}
+    _, metadata = read_header(path)
+    return {name: json.loads(metadata[name]) for name in ('mean', 'std') if name in metadata}
+
+
 def encoder_file(path):
     """The encoder's file in a folder that `import` made; any other path as it is."""
     file = Path(path) / 'encoder.safetensors'

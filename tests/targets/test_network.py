@@ -164,3 +164,15 @@ def test_impossible_fields_are_refused():
         Teacher(model=MODEL, layer=3)
     with pytest.raises(ValueError, match='normalization'):
         Teacher(normalization='imagenet')
+
+
+def test_a_normalisation_that_is_not_the_weights_own_is_refused(teacher):
+    metadata = native.encoder_metadata(MODEL, mean='[0.5, 0.4, 0.3]', std='[0.2, 0.2, 0.2]')
+    native.save(teacher.weights, random_params(teacher), metadata=metadata)
+    right = dataclasses.replace(teacher, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2))
+    assert right.load(INPUTS)
+    with pytest.raises(
+        UserError, match=r'target\.mean = \(0\.485, .* made for \(0\.5, 0\.4, 0\.3\)'
+    ):
+        teacher.load(INPUTS)
+    assert dataclasses.replace(teacher, normalization='student').load(INPUTS)
