@@ -21,7 +21,7 @@ from mim_jax.models.blocks import drop_path_factors, layer_norm
 from mim_jax.models.decoders import PatchAggregation
 from mim_jax.models.heads import TokenHead
 from mim_jax.models.vit import ViT
-from mim_jax.morphing import Morphing
+from mim_jax.morphing import NO_NETWORK, Morphing
 from mim_jax.objectives.base import Batch, Objective, Variables
 from mim_jax.objectives.targeted import Targeted
 from mim_jax.targets.tokenizer import Tokenizer
@@ -57,6 +57,8 @@ class BEiTv2(Targeted):
                 f'config.objective.branch_layer = {self.branch_layer}: the encoder has '
                 f'{encoder.depth} blocks; choose one before the last.'
             )
+        if self.morphing.inside_network:
+            raise UserError(NO_NETWORK)
         bound = super().bind(encoder, inputs)
         self.masking.count(bound.grid)  # says what is wrong where the mask does not fit the grid
         return bound

@@ -12,9 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from mim_jax import keys
+from mim_jax.errors import UserError
+from mim_jax.inputs import Inputs
 from mim_jax.losses import token_distance
 from mim_jax.models.heads import MLPHead
-from mim_jax.morphing import Morphing
+from mim_jax.models.vit import ViT
+from mim_jax.morphing import NO_NETWORK, Morphing
 from mim_jax.objectives.base import Batch, Objective, Variables
 
 
@@ -48,6 +51,11 @@ class BYOL(Objective):
     @property
     def num_views(self) -> int:
         return 2
+
+    def bind(self, encoder: ViT, inputs: Inputs) -> Objective:
+        if self.morphing.inside_network:
+            raise UserError(NO_NETWORK)
+        return super().bind(encoder, inputs)
 
     def init(self, key: jax.Array, images: Any) -> Variables:
         params = {'encoder': self.encoder.init(keys.named(key, 'encoder'), images)['params']}
