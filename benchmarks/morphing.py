@@ -1,29 +1,33 @@
-"""Time of grouping and morphing, beside a plain grouping on features, in one table.
+"""Time of grouping and morphing: the groupings beside each other, and how cost grows.
 
     python benchmarks/morphing.py
-    python benchmarks/morphing.py --batch=64 --tokens=196,256 --widths=512,768 --steps=1,7,14
+    python benchmarks/morphing.py --tokens=196 --widths=512,768 --steps=1,7,14 --batch=64
 
-`groups` is `mim_jax.morphing.bipartite_groups`: one compilation for all schedules. `features` is
-the usual way: normalise the current tokens' features, multiply, merge, with shapes that shrink from
-step to step, so that every schedule is compiled anew (column `compile`). `morph` averages [B, N, D]
-over the groups, `gradient` includes its backward pass. Half of the tokens are merged. `same` is the
-share of images for which both groupings agree: the peer compares in float32, and near-ties go
-either way.
+`matrix` is `mim_jax.morphing.bipartite_groups` (the exact matrix of inner products), `features` the
+same with `exact=False` (the tokens in float32); each is one compilation for all schedules. `peer`
+is the usual way: shapes that shrink from step to step, so that every schedule is compiled anew
+(column `compile`). Half of the tokens are merged. `same` is the share of images in which `features`
+forms the groups of `matrix`: near-ties go either way. A second list has the other groupings, the
+averages (`morph`) with and without their gradient, and all that morphing adds to a training step.
 """
 
 import argparse
+import functools
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mim_jax.morphing import Morphing, bipartite_groups, morph
-from mim_jax.morphing.schedules import merges_per_step
+from mim_jax.keys import per_example
+from mim_jax.morphing import GROUPINGS, Morphing, bipartite_groups, merges_per_step, morph
+
+SECONDS = 2.0  # of repetitions of one function, after a call that compiles
+BATCHES = {64: 8, 196: 8, 576: 4, 1024: 2, 4096: 1}
 
 
-def feature_groups(tokens, *, tokens_per_step, num_steps):
-    """Bipartite matching on features, first token protected, for one static schedule."""
+def shrinking_groups(tokens, *, tokens_per_step, num_steps):
+    """Bipartite matching, first token protected, for one schedule of Python integers."""
     batch, num_tokens, _ = tokens.shape
     sums, sizes = tokens, jnp.ones((batch, num_tokens))
     groups = jnp.broadcast_to(jnp.arange(num_tokens), (batch, num_tokens))
@@ -49,15 +53,74 @@ def feature_groups(tokens, *, tokens_per_step, num_steps):
     return groups
 
 
-def milliseconds(function, *arguments, repeats):
-    """Fastest and median of `repeats` calls after one that compiles."""
+def milliseconds(function, *arguments, most=10):
+    """Least wall and least CPU time of repeated calls after one that compiles."""
     jax.block_until_ready(function(*arguments))
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
+    walls, cpus = [], []
+    while len(walls) < most and sum(walls) < 1e3 * SECONDS:
+        wall, cpu = time.perf_counter(), time.process_time()
         jax.block_until_ready(function(*arguments))
-        times.append(1e3 * (time.perf_counter() - start))
-    return min(times), float(np.median(times))
+        walls.append(1e3 * (time.perf_counter() - wall))
+        cpus.append(1e3 * (time.process_time() - cpu))
+    return f'{min(walls):.1f} ({min(cpus):.0f})'
+
+
+def example(batch, num_tokens, width):
+    """Like a teacher's features: a large part that all share, some of a token's own."""
+    shape = (batch, num_tokens, width)
+    own, common = np.random.default_rng(0).standard_normal((2, *shape), np.float32)
+    return jnp.asarray(own + common[:, :1])
+
+
+def row(cells):
+    print(
+        ''.join(f'{x:>6}' for x in cells[:4]) + ''.join(f'{x:>18}' for x in cells[4:]), flush=True
+    )
+
+
+def matching(tokens, steps, *, peer):
+    """Cells of one row of the first table."""
+    _, num_tokens, _ = tokens.shape
+    per_step = merges_per_step(num_tokens // 2, steps, num_tokens=num_tokens)
+    schedule = jnp.int32(per_step), jnp.int32(steps)
+
+    def matrix(tokens):
+        return bipartite_groups(tokens, *schedule, protect_first=True)
+
+    def features(tokens):
+        return bipartite_groups(tokens, *schedule, protect_first=True, exact=False)
+
+    same = np.mean(np.all(matrix(tokens) == features(tokens), axis=1))
+    cells = [milliseconds(matrix, tokens), milliseconds(features, tokens), f'{same:.0%}']
+    if not peer:
+        return [*cells, '', '']
+    start = time.perf_counter()
+    compiled = (
+        jax.jit(lambda x: shrinking_groups(x, tokens_per_step=per_step, num_steps=steps))
+        .lower(tokens)
+        .compile()
+    )
+    compilation = 1e3 * (time.perf_counter() - start)
+    return [*cells, milliseconds(compiled, tokens), f'{compilation:.0f}']
+
+
+def other_groupings(tokens):
+    """Times of the groupings that look once at all tokens or at the image, N a square."""
+    batch, num_tokens, _ = tokens.shape
+    side = round(num_tokens**0.5)
+    images = jax.random.uniform(jax.random.key(0), (batch, 16 * side, 16 * side, 3))
+    given = {
+        'keys': per_example(jax.random.key(1), batch),
+        'images': images,
+        'grid': (side, side),
+    }
+    schedule = jnp.int32(num_tokens // 2), jnp.int32(1)
+    times = {}
+    for name, grouping in GROUPINGS.items():
+        if name != 'layerwise':  # part of the teacher's own pass
+            form = jax.jit(functools.partial(grouping(), **given))
+            times[name] = milliseconds(form, tokens, schedule)
+    return times
 
 
 def training_part(batch):
@@ -85,55 +148,37 @@ def integers(text):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--batch', type=int, default=8)
-    parser.add_argument('--tokens', type=integers, default=[64, 196, 256, 576, 1024])
-    parser.add_argument('--widths', type=integers, default=[512])
+    parser.add_argument('--batch', type=int, help='images (default: 8, fewer for many tokens)')
+    parser.add_argument('--tokens', type=integers, default=[64, 196, 576, 1024, 4096])
+    parser.add_argument('--widths', type=integers, default=[128, 512])
     parser.add_argument('--steps', type=integers, default=[1, 7, 14])
-    parser.add_argument('--repeats', type=int, default=10)
+    parser.add_argument(
+        '--peer', type=integers, default=[196], help='numbers of tokens with a peer'
+    )
     options = parser.parse_args()
 
     device = jax.devices()[0]
     print(f'{device.device_kind} ({device.platform}), jax {jax.__version__}')
-    print(f'batch {options.batch}, float32, half of the tokens merged; ms: fastest (median)')
-    header = ('N', 'D', 'k', 'groups', 'features', 'compile', 'morph', 'gradient', 'same')
-    print(''.join(f'{name:>16}' if 3 <= i < 8 else f'{name:>6}' for i, name in enumerate(header)))
-    average = jax.jit(morph)
-    gradient = jax.jit(jax.grad(lambda x, groups: jnp.sum(jnp.square(morph(x, groups)))))
-    for width in options.widths:
-        for num_tokens in options.tokens:
-            # Like a teacher's features: a large part that all share, some of a token's own.
-            shape = (options.batch, num_tokens, width)
-            own, common = np.random.default_rng(0).standard_normal((2, *shape), np.float32)
-            tokens = jnp.asarray(own + common[:, :1])
+    print('float32, half of the tokens merged; ms on the clock (of CPU time), each the least')
+    row(['B', 'N', 'D', 'k', 'matrix', 'features', 'same', 'peer', 'compile'])
+    for num_tokens in options.tokens:
+        batch = options.batch or BATCHES.get(num_tokens, 1)
+        for width in options.widths:
+            tokens = example(batch, num_tokens, width)
             for steps in options.steps:
-                per_step = merges_per_step(num_tokens // 2, steps, num_tokens=num_tokens)
-                schedule = jnp.int32(per_step), jnp.int32(steps)
+                cells = matching(tokens, steps, peer=num_tokens in options.peer)
+                row([batch, num_tokens, width, steps, *cells])
 
-                def ours(tokens, schedule=schedule):
-                    return bipartite_groups(tokens, *schedule, protect_first=True)
-
-                def plain(tokens, per_step=per_step, steps=steps):
-                    return feature_groups(tokens, tokens_per_step=per_step, num_steps=steps)
-
-                start = time.perf_counter()
-                peer = jax.jit(plain).lower(tokens).compile()
-                compilation = 1e3 * (time.perf_counter() - start)
-                groups = ours(tokens)
-                same = np.mean(np.all(groups == peer(tokens), axis=1))
-                cells = [
-                    milliseconds(ours, tokens, repeats=options.repeats),
-                    milliseconds(peer, tokens, repeats=options.repeats),
-                    compilation,
-                    milliseconds(average, tokens, groups, repeats=options.repeats),
-                    milliseconds(gradient, tokens, groups, repeats=options.repeats),
-                ]
-                texts = [
-                    f'{c[0]:.1f} ({c[1]:.1f})' if isinstance(c, tuple) else f'{c:.0f}'
-                    for c in cells
-                ]
-                numbers = ''.join(f'{n:>6}' for n in (num_tokens, width, steps))
-                print(numbers + ''.join(f'{t:>16}' for t in texts) + f'{same:>6.0%}', flush=True)
-    wall, cpu = training_part(options.batch)
+    batch = options.batch or 8
+    tokens = example(batch, 196, 512)
+    print(f'batch {batch}, N 196, D 512')
+    for name, text in other_groupings(tokens).items():
+        print(f'{name:>16}{text:>18}')
+    groups = bipartite_groups(tokens, 14, 7, protect_first=True)
+    gradient = jax.jit(jax.grad(lambda x, groups: jnp.sum(jnp.square(morph(x, groups)))))
+    print(f'{"morph":>16}{milliseconds(morph, tokens, groups):>18}')
+    print(f'{"gradient":>16}{milliseconds(gradient, tokens, groups):>18}')
+    wall, cpu = training_part(batch)
     print(
         f'in a training step (two random draws, N 196, D 512): {wall:.0f} ms, CPU time {cpu:.0f} ms'
     )
