@@ -1,7 +1,11 @@
 """CPU only, eight simulated devices, quick compilation: set before anything imports JAX."""
 
 import os
+import tempfile
 
+# Programs compiled by one test serve another, and nothing is left in the user's own cache.
+_COMPILED = tempfile.TemporaryDirectory(prefix='mim_jax_tests_')
+os.environ['JAX_COMPILATION_CACHE_DIR'] = _COMPILED.name
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = (
     os.environ.get('XLA_FLAGS', '')

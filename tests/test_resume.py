@@ -119,3 +119,48 @@ def test_sigterm_saves_and_exits_cleanly(never_stopped, tmp_path, cache):
     output = run.finish()
     assert 'resuming after step' in output
     assert run.losses() == never_stopped
+
+
+TOKENIZER = """
+'''A method that carries state of its own from step to step.'''
+from mim_jax.experiment import default_config
+
+def get_config():
+    config = default_config('vqkd')
+    config.data.update(image_size=(32, 32), batch_size=8)
+    config.data.crop.mode = 'none'
+    config.data.embedded.update(num_train=40, num_test=16)
+    config.model.update(patch_size=(8, 8), width=16, depth=1, heads=2)
+    config.objective.decoder.update(width=16, depth=1, heads=2)
+    config.objective.quantizer.update(num_codes=8, width=4)
+    with config.objective.unlocked():
+        config.objective.target = default_config('simmim').objective.target
+    config.mesh.data = 1
+    config.eval.evaluators = ()
+    config.train.total_steps = 4
+    config.log.update(every_steps=1, tensorboard=False, progress=False, num_pictures=1)
+    return config
+"""
+
+
+def test_state_of_a_method_is_resumed_too(tmp_path, monkeypatch):
+    from mim_jax import main, trainer
+
+    monkeypatch.setenv('MIM_JAX_NUM_PROCESSES', '1')
+    (tmp_path / 'tokenizer.py').write_text(TOKENIZER)
+
+    def losses(name):
+        command = [f'--config={tmp_path / "tokenizer.py"}', f'--workdir={tmp_path / name}']
+        assert main.main(command) == 0
+        lines = read_metrics(tmp_path / name)
+        return {line['step']: line['train/loss'] for line in lines if 'train/loss' in line}
+
+    class StopAtTwo:
+        def received(self, step):
+            return step == 2
+
+    whole = losses('whole')
+    with monkeypatch.context() as stopping:
+        stopping.setattr(trainer, 'StopSignal', StopAtTwo)
+        assert losses('parts') == {step: whole[step] for step in (1, 2)}
+    assert losses('parts') == whole
