@@ -10,6 +10,16 @@ from quickstart import get_config as embedded
 from mim_jax.experiment import default_config
 
 SCALES = {'vitb': vitb, 'cifar10': cifar10, 'embedded': embedded}
+# A ViT without BEiT's refinements, which the DTM configs have.
+PLAIN = dict(
+    mask_token=False,
+    position='sincos',
+    relative_position='none',
+    qkv_bias='all',
+    layer_scale=None,
+    drop_path=0.0,
+    initialization='mae',
+)
 SHARED = ('data', 'model', 'optimizer', 'train', 'checkpoint', 'eval', 'log')
 
 

@@ -12,7 +12,7 @@ losses and heads are those of BYOL (Grill et al., NeurIPS 2020), the optimiser i
 size by this project; its cost has not been measured.
 """
 
-from _scales import scaled
+from _scales import PLAIN, scaled
 
 HEADS = {
     'vitb': dict(hidden=4096, projection=256),
@@ -23,14 +23,7 @@ HEADS = {
 
 def get_config(scale='vitb'):
     config, _ = scaled('byol', scale)
-    config.model.update(
-        mask_token=False,
-        position='sincos',
-        relative_position='none',
-        qkv_bias='all',
-        layer_scale=None,
-        initialization='mae',
-    )
+    config.model.update(PLAIN)
     config.objective.update(HEADS[scale])
     config.objective.morphing.schedule = 'random'
     config.data.color_jitter = (0.4, 0.4, 0.4)

@@ -14,7 +14,7 @@ Published result of the large size: +0.5 points over the same without morphing. 
 run to the end by this project; its cost has not been measured.
 """
 
-from _scales import scaled
+from _scales import PLAIN, scaled
 
 DECODERS = {
     'vitb': dict(width=512, depth=8, heads=16, dtype='bfloat16', remat='full'),
@@ -25,15 +25,7 @@ DECODERS = {
 
 def get_config(scale='vitb'):
     config, teacher = scaled('mae', scale)
-    config.model.update(
-        mask_token=False,
-        position='sincos',
-        relative_position='none',
-        qkv_bias='all',
-        layer_scale=None,
-        drop_path=0.0,
-        initialization='mae',
-    )
+    config.model.update(PLAIN)
     objective = config.objective
     objective.masking.ratio = 0.75
     objective.distance = 'cosine'

@@ -10,7 +10,7 @@ the learning rate; 2e-4 is ours. This config has not been run to the end at the 
 project; its cost has not been measured.
 """
 
-from _scales import scaled
+from _scales import PLAIN, scaled
 
 SIZES = {
     'vitb': (8192, 32, dict(width=768, depth=3, heads=12, dtype='bfloat16')),
@@ -21,15 +21,7 @@ SIZES = {
 
 def get_config(scale='vitb'):
     config, teacher = scaled('vqkd', scale)
-    config.model.update(
-        mask_token=False,
-        position='learned',
-        relative_position='none',
-        qkv_bias='all',
-        layer_scale=None,
-        drop_path=0.0,
-        initialization='beit',
-    )
+    config.model.update(PLAIN, position='learned', initialization='beit')
     num_codes, width, decoder = SIZES[scale]
     config.objective.quantizer.update(num_codes=num_codes, width=width)
     config.objective.decoder.update(decoder)
