@@ -23,28 +23,36 @@ CONFIG_FILE = 'config.json'
 def claim(workdir: str | Path, run: Experiment) -> None:
     """Writes the config of a run into its work directory, or checks that it belongs there.
 
-    Fields that do not alter the numbers of a run may differ (`experiment.RESUMABLE`). Raises
-    UserError naming the fields that differ otherwise; nothing is written then.
+    Raises UserError as `check` does; nothing is written then.
     """
     workdir = Path(workdir)
-    path = workdir / CONFIG_FILE
-    new = as_dict(run)
-    if path.exists():
-        changed = [
-            line
-            for line in config.differences(_read(path), new)
-            if not any(re.match(pattern, line) for pattern in experiment.RESUMABLE)
-        ]
-        if changed:
-            raise UserError(
-                f'--workdir={workdir} holds a run of another config ({"; ".join(changed)}); '
-                'choose another work directory, or set these fields back to resume it.'
-            )
+    check(workdir, run)
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
+        path = workdir / CONFIG_FILE
         temporary = path.with_suffix('.tmp')
-        temporary.write_text(json.dumps(new, indent=2) + '\n', encoding='utf-8')
+        temporary.write_text(json.dumps(as_dict(run), indent=2) + '\n', encoding='utf-8')
         os.replace(temporary, path)
+
+
+def check(workdir: str | Path, run: Experiment) -> None:
+    """Raises UserError, naming the fields, where a work directory holds a run of another config.
+
+    Fields that do not alter the numbers of a run may differ (`experiment.RESUMABLE`).
+    """
+    path = Path(workdir) / CONFIG_FILE
+    if not path.exists():
+        return
+    changed = [
+        line
+        for line in config.differences(_read(path), as_dict(run))
+        if not any(re.match(pattern, line) for pattern in experiment.RESUMABLE)
+    ]
+    if changed:
+        raise UserError(
+            f'--workdir={workdir} holds a run of another config ({"; ".join(changed)}); '
+            'choose another work directory, or set these fields back to resume it.'
+        )
 
 
 def as_dict(run: Experiment) -> dict[str, Any]:
