@@ -14,7 +14,6 @@ with the same OUT the table is printed from whatever has finished.
 
 import argparse
 import dataclasses
-import json
 import math
 import re
 import shlex
@@ -22,19 +21,23 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from mim_jax.errors import UserError
-from mim_jax.logs import METRICS_FILE
+from mim_jax.logs import METRICS_FILE, read_metrics
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One run of a sweep: a row of the table, a seed, what it changes in the base, its length."""
+    """One run of a sweep: a row of the table, a seed, what it changes in the base, the experiment
+    that this makes and its length in steps.
+    """
 
     row: str
     seed: int
     base: str
     assignments: tuple[tuple[str, str], ...]
+    experiment: Any
     total_steps: int | None
     workdir: Path
 
@@ -116,40 +119,51 @@ def plan(options: argparse.Namespace, assignments: tuple[tuple[str, str], ...]) 
         raise UserError(f'--table={options.table}: two rows have names too much alike.')
     bases = {row: changes.pop('config', base) for row, changes in rows.items()}
     fields = {row: (*changes.items(), *assignments) for row, changes in rows.items()}
-    lengths = {}
+    given = {name for name, _ in assignments}
+    built = {}
     for row in rows:
+        twice = given & set(rows[row])
+        if twice:
+            raise UserError(
+                f'--config.{min(twice)} is what row "{row}" of {options.table} sets: leave it to '
+                'the table.'
+            )
         try:
-            lengths[row] = _total_steps(bases[row], fields[row], read=not options.dry_run)
+            built[row] = _built(bases[row], fields[row], read=not options.dry_run)
         except UserError as error:
             raise UserError(f'row "{row}" of {options.table}: {error}') from error
     return [
         Run(
-            row,
-            seed,
-            bases[row],
-            fields[row],
-            lengths[row],
-            Path(options.out, folder, f'seed{seed}'),
+            row=row,
+            seed=seed,
+            base=bases[row],
+            assignments=fields[row],
+            experiment=dataclasses.replace(built[row][0], seed=seed),
+            total_steps=built[row][1],
+            workdir=Path(options.out, folder, f'seed{seed}'),
         )
         for seed in range(options.seeds)
         for row, folder in folders.items()
     ]
 
 
-def _total_steps(base: str, assignments: tuple[tuple[str, str], ...], *, read: bool) -> int | None:
-    """The length of a run. Its config is built, and where `read` is set its data looked at, as the
-    run would do it first; otherwise the length is not known and None.
+def _built(
+    base: str, assignments: tuple[tuple[str, str], ...], *, read: bool
+) -> tuple[Any, int | None]:
+    """The run of a config, and its length. The objective is bound, and where `read` is set its data
+    and weights are looked at, as the run would do it first; otherwise the length is None.
     """
     from mim_jax import config as configs
     from mim_jax import data, experiment
 
     config = configs.override(configs.load(base), experiment.Experiment, list(assignments))
     run = experiment.from_config(config)
-    experiment.make_objective(run, num_classes=None)
+    objective = experiment.make_objective(run, num_classes=None)
     if not read:
-        return None
+        return run, None
     source = data.make_source(run.data, split=run.data.split)
-    return experiment.make_clock(run, len(source)).total_steps
+    objective.pretrained()
+    return run, experiment.make_clock(run, len(source)).total_steps
 
 
 def read_table(path: str) -> tuple[str, dict[str, dict[str, str]]]:
@@ -157,9 +171,13 @@ def read_table(path: str) -> tuple[str, dict[str, dict[str, str]]]:
     if not Path(path).is_file():
         raise UserError(f'--table={path}: there is no such file.')
     scope = {'__file__': path}
-    exec(compile(Path(path).read_text(encoding='utf-8'), path, 'exec'), scope)
+    try:
+        exec(compile(Path(path).read_text(encoding='utf-8'), path, 'exec'), scope)
+    except Exception as error:
+        raise UserError(f'--table={path} cannot be run: {type(error).__name__}: {error}') from error
     rows, base = scope.get('ROWS'), scope.get('BASE')
-    if not isinstance(base, str) or not isinstance(rows, dict) or not rows:
+    well_formed = isinstance(base, str) and isinstance(rows, dict) and rows
+    if not well_formed or not all(isinstance(changes, dict) for changes in rows.values()):
         raise UserError(
             f'--table={path}: it must set BASE (a config file) and ROWS (name: fields).'
         )
@@ -182,12 +200,16 @@ def execute(run: Run, metric: str) -> None:
 
 
 def result(run: Run, metric: str) -> float | None:
-    """The metric at the run's last step; None where the run has not come there."""
-    try:
-        lines = (run.workdir / METRICS_FILE).read_text(encoding='utf-8').splitlines()
-    except FileNotFoundError:
+    """The metric at the run's last step; None where the run has not come there.
+
+    Raises UserError where the work directory holds a run of another config.
+    """
+    from mim_jax import work_directory
+
+    if not (run.workdir / work_directory.CONFIG_FILE).exists():
         return None
-    values = [json.loads(line) for line in lines]
+    work_directory.check(run.workdir, run.experiment)
+    values = read_metrics(run.workdir)
     found = [v[metric] for v in values if v['step'] == run.total_steps and metric in v]
     return found[-1] if found else None
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mim_jax import sweep
+from mim_jax import sweep, work_directory
 
 CONFIGS = Path(__file__).parent.parent / 'configs'
 
@@ -78,6 +78,8 @@ def test_a_mistake_in_the_last_row_shows_before_the_first_run(table, capsys):
     ('text', 'message'),
     [
         ('ROWS = {}', 'must set BASE'),
+        ('BASE = (', 'cannot be run: SyntaxError'),
+        ('BASE = "x.py"\nROWS = {"a": ["x"]}', 'must set BASE'),
         ('BASE = "x.py"\nROWS = {"a b": {}, "a_b": {}}', 'names too much alike'),
     ],
 )
@@ -90,7 +92,7 @@ def test_a_table_that_is_none(text, message, table, capsys):
 
 
 def write_metrics(run, *lines):
-    run.workdir.mkdir(parents=True)
+    work_directory.claim(run.workdir, run.experiment)
     text = ''.join(json.dumps(line) + '\n' for line in lines)
     (run.workdir / 'metrics.jsonl').write_text(text)
 
@@ -125,6 +127,21 @@ def test_a_sweep_runs_and_a_second_start_has_nothing_to_do(table, capfd, monkeyp
     assert capfd.readouterr().out == text
     assert sweep.main([*arguments[:-1], '--metric=eval/x/y']) == 2
     assert 'ended without eval/x/y' in capfd.readouterr().err
+
+
+def test_results_of_another_config_are_not_taken_for_this_ones(table, tmp_path, capsys):
+    arguments = [f'--table={table}', '--seeds=1', f'--out={tmp_path / "out"}', '--metric=m']
+    for run in planned(*arguments):
+        write_metrics(run, {'step': 2, 'm': 0.5})
+    assert sweep.main(arguments) == 0
+    capsys.readouterr()
+    assert sweep.main([*arguments, '--config.optimizer.learning_rate=123.0']) == 2
+    assert 'holds a run of another config (optimizer.learning_rate' in capsys.readouterr().err
+
+
+def test_what_rows_set_cannot_be_set_for_all(table, capsys):
+    assert sweep.main([f'--table={table}', '--config.objective.masking.ratio=0.9']) == 2
+    assert 'is what row "a quarter"' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('path', sorted((CONFIGS / 'ablations').glob('*.py')), ids=lambda p: p.stem)
