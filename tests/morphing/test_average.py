@@ -64,3 +64,14 @@ def test_gradient_keeps_the_dtype_of_the_prediction():
 def test_shapes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match='groups'):
         morph(jnp.ones((2, 4, 3)), jnp.zeros((2, 5), jnp.int32))
+
+
+@pytest.mark.parametrize('form', ['_sums_segments', '_sums_matmul'])
+def test_sums_and_sizes_of_every_group(form):
+    x, groups = example(6)
+    sums, sizes = getattr(average, form)(jnp.asarray(x), jnp.asarray(groups))
+    for image in range(3):
+        for number in range(12):
+            members = x[image].astype(np.float64)[groups[image] == number]
+            assert sizes[image, number] == len(members)
+            np.testing.assert_allclose(sums[image, number], members.sum(axis=0), atol=2e-6)

@@ -109,7 +109,7 @@ def merged_by_hand(model, image, per_block):
 
 @pytest.mark.parametrize(
     'changes',
-    [{}, {'class_token': False}, {'num_registers': 2}, {'scan': False}],
+    [{}, {'class_token': False}, {'num_registers': 2}, {'scan': False, 'remat': 'full'}],
     ids=lambda changes: next(iter(changes), 'plain'),
 )
 @pytest.mark.parametrize('num_merged', [3, 9, 20])
