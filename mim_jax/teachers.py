@@ -8,7 +8,6 @@ from typing import Any
 
 from mim_jax.errors import UserError
 from mim_jax.inputs import Inputs
-from mim_jax.models.vit import ViT
 from mim_jax.targets import Teacher
 from mim_jax.weights import native
 
@@ -61,7 +60,8 @@ def load(
     """The teacher of a weight file, of a directory of imported weights or of a run.
 
     mean, std: of its images in [0, 1], one number or one per channel; None: what the file's
-    metadata or the run's config states. model: ViT fields that replace or complete the stated.
+    metadata or the run's config states, or what is usual for the family of imported weights.
+    model: ViT fields that replace or complete the stated.
 
     Raises UserError where there is no such file, it states too little, or it does not fit.
     """
@@ -71,12 +71,12 @@ def load(
             f'{flag}: there is no such file or directory; it names a weight file of '
             '`python -m mim_jax.weights`, a directory that it imported, or a work directory'
         )
-    stated, size = native.load_normalization(path), _image_size(path)
+    known, size = native.load_normalization(path, assumed=True), _image_size(path)
     fields, params = native.load_encoder(path)
     model = _vit(fields | (model or {}), flag=flag)
     channels = _channels(params, model, flag=flag)
     normalization = {
-        name: _per_channel(given or stated.get(name), channels, flag=flag, name=name)
+        name: _per_channel(given or known.get(name), channels, flag=flag, name=name)
         for name, given in (('mean', mean), ('std', std))
     }
     if min(normalization['std']) <= 0:
@@ -102,10 +102,7 @@ def _image_size(path):
 def _vit(fields, *, flag):
     if not fields:
         raise UserError(f'{flag} does not state its model: give the fields of its ViT by --model')
-    try:
-        return ViT(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
-    except (TypeError, ValueError) as error:
-        raise UserError(f'{flag}: its model fields do not make a ViT: {error}') from None
+    return native.model_of(fields, what=flag)
 
 
 def _channels(params, model, *, flag):

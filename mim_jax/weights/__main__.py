@@ -100,7 +100,7 @@ def export(options):
     given = options.workdir or options.weights
     encoder = (exporting.of_run if options.workdir else exporting.of_file)(given)
     if options.image_size:
-        encoder = dataclasses.replace(encoder, image_size=options.image_size)
+        encoder = exporting.sized(encoder, options.image_size)
     if options.to == 'mim_jax':
         exporting.to_mim_jax(encoder, options.out, dtype=options.dtype)
         print(f'wrote the encoder of {given} to {options.out}')

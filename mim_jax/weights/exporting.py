@@ -19,7 +19,8 @@ class Encoder:
     """An encoder with what others want to know of its input.
 
     params: the ViT's, with projection/kernel [D,P] beside them or not. image_size: (height, width)
-    that position tables belong to, None where nothing tells. mean, std: None where unknown.
+    that position tables belong to, None where nothing tells. mean, std: None where unknown;
+    assumed: which of them nothing states, so that they are the family's usual ones.
     """
 
     model: ViT
@@ -27,6 +28,7 @@ class Encoder:
     image_size: tuple[int, int] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    assumed: tuple[str, ...] = ()
 
     @property
     def channels(self) -> int:
@@ -55,24 +57,20 @@ def of_file(path) -> Encoder:
     params, metadata = native.load(native.encoder_file(path))
     if 'model' not in metadata:
         raise UserError(f'{path} does not state its model, so it cannot be written for others')
-    fields = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in json.loads(metadata['model']).items()
-    }
-    mean, std = (
-        tuple(json.loads(metadata[name])) if name in metadata else None for name in ('mean', 'std')
+    model = native.model_of(json.loads(metadata['model']), what=str(path))
+    stated = native.normalization(metadata)
+    known = native.normalization(metadata, assumed=True)
+    return Encoder(
+        model, params, **known, assumed=tuple(name for name in known if name not in stated)
     )
-    return Encoder(ViT(**fields), params, mean=mean, std=std)
 
 
 def to_mim_jax(encoder, out, *, dtype='float32'):
     """Writes the file `out` in our own naming."""
-    extra = {
-        name: json.dumps(value)
-        for name, value in (('mean', encoder.mean), ('std', encoder.std))
-        if value is not None
-    }
-    metadata = native.encoder_metadata(encoder.model, **extra)
+    normalization = native.normalization_metadata(
+        {'mean': encoder.mean, 'std': encoder.std}, assumed=encoder.assumed
+    )
+    metadata = native.encoder_metadata(encoder.model, **normalization)
     native.save(out, encoder.params, metadata=metadata, dtype=dtype)
 
 
@@ -83,30 +81,56 @@ def refuse_unless(limits, *, whose):
         raise UserError(f'{whose} cannot hold this encoder: it asks for {"; ".join(asked)}')
 
 
+def sized(encoder, image_size) -> Encoder:
+    """The encoder for images of (height, width) pixels, as `--image_size` gives them.
+
+    Raises UserError where they are not whole patches, or the encoder's tables are of another size.
+    """
+    (height, width), (p, q) = image_size, encoder.model.patch_size
+    flag = f'--image_size={height},{width}'
+    if height % p or width % q:
+        raise UserError(f'{flag} is not a whole number of {p}x{q} patches')
+    grid = _grid_of_tables(encoder)
+    if grid and grid != (height // p, width // q):
+        raise UserError(
+            f'{flag}: the position table of this encoder is for images of {grid[0] * p},'
+            f'{grid[1] * q}, and is exported as it is; leave --image_size out'
+        )
+    return dataclasses.replace(encoder, image_size=(height, width))
+
+
 def located(encoder) -> Encoder:
     """The encoder with its grid and image size, from its tables or the size of its images."""
-    model, params = encoder.model, native.flatten(encoder.params)
+    model = encoder.model
     p, q = model.patch_size
-    if 'position/patches' in params:
-        grid = params['position/patches'].shape[:2]
-    elif model.relative_position in ('shared', 'both'):
-        grid = tuple((n + 1) // 2 for n in params['relative_position/patches'].shape[:2])
-    elif model.relative_position == 'per_block':
-        grid = tuple((n + 1) // 2 for n in params['blocks/relative_position/patches'].shape[1:3])
-    elif encoder.image_size:
+    grid = _grid_of_tables(encoder)
+    if not grid and encoder.image_size:
         grid = encoder.image_size[0] // p, encoder.image_size[1] // q
-    elif model.grid:
-        grid = tuple(model.grid)
-    else:
+    grid = grid or model.grid
+    if not grid:
         raise UserError(
             'the encoder does not say which image size it is for: give --image_size=SIDE or '
             '--image_size=HEIGHT,WIDTH'
         )
     return dataclasses.replace(
         encoder,
-        model=dataclasses.replace(model, grid=grid),
+        model=dataclasses.replace(model, grid=tuple(grid)),
         image_size=(grid[0] * p, grid[1] * q),
     )
+
+
+def _grid_of_tables(encoder):
+    """(rows, columns) that the position tables were made for, None where there are none."""
+    params = native.flatten(encoder.params)
+    if 'position/patches' in params:
+        return tuple(params['position/patches'].shape[:2])
+    if encoder.model.relative_position in ('shared', 'both'):
+        offsets = params['relative_position/patches'].shape[:2]
+    elif encoder.model.relative_position == 'per_block':
+        offsets = params['blocks/relative_position/patches'].shape[1:3]
+    else:
+        return None
+    return tuple((n + 1) // 2 for n in offsets)
 
 
 def left_out(encoder, rules) -> list[str]:

@@ -30,7 +30,7 @@ class Found:
     match: mapping.Match
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    input_stated: bool  # whether a file states mean and std
+    assumed: tuple[str, ...]  # which of mean and std no file states: they are the family's usual
 
     def described(self) -> str:
         """In a few words, what was found."""
@@ -44,8 +44,9 @@ class Found:
         assumed = []
         if self.encoder.assumed:
             assumed.append(f'{_arguments(self.encoder.assumed)} (--model.FIELD= sets another)')
-        if not self.input_stated:
-            assumed.append(f"the family's mean={self.mean}, std={self.std}")
+        if self.assumed:
+            usual = {name: getattr(self, name) for name in self.assumed}
+            assumed.append(f"the family's {_arguments(usual)}")
         return 'assumed, as nothing states it: ' + '; '.join(assumed) if assumed else ''
 
     def said_of_left_out(self) -> str:
@@ -72,7 +73,8 @@ class Found:
     def report(self) -> str:
         """Family, size, fields, and how the names of the file compare with those needed."""
         encoder, match = self.encoder, self.match
-        size = sum(t.size for n, t in self.tensors.items() if n in set(match.used))
+        used = set(match.used)
+        size = sum(t.size for n, t in self.tensors.items() if n in used)
         lines = [
             f'family: {encoder.family} ({encoder.naming.name})',
             f'size: {size:,} parameters in {len(match.used)} tensors',
@@ -130,7 +132,7 @@ def find(foreign, *, overrides=None, what) -> Found:
         match=match,
         mean=tuple(stated.get('mean', mean)),
         std=tuple(stated.get('std', std)),
-        input_stated='mean' in stated and 'std' in stated,
+        assumed=tuple(name for name in ('mean', 'std') if name not in stated),
     )
 
 
@@ -144,13 +146,11 @@ def import_(path, out, *, overrides=None, dtype='float32') -> Found:
     found = find(foreign, overrides=overrides, what=str(path))
     found.match.check(str(path))
     model, params = found.encoder.read()
+    normalization = native.normalization_metadata(
+        {'mean': found.mean, 'std': found.std}, assumed=found.assumed
+    )
     with new_folder(out) as folder:
-        metadata = native.encoder_metadata(
-            model,
-            mean=json.dumps(found.mean),
-            std=json.dumps(found.std),
-            family=found.encoder.family,
-        )
+        metadata = native.encoder_metadata(model, family=found.encoder.family, **normalization)
         native.save(folder / 'encoder.safetensors', params, metadata=metadata, dtype=dtype)
         if found.text:
             metadata = {

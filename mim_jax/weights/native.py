@@ -14,6 +14,8 @@ import safetensors.numpy
 from flax import traverse_util
 
 from mim_jax.errors import UserError
+from mim_jax.models.vit import ViT
+from mim_jax.weights.folders import check_folder
 
 FORMAT = 'mim_jax'
 LISTED = 5  # names in an error message
@@ -46,8 +48,14 @@ def narrowed(name, value, dtype):
 
 
 def write_whole(path, data):
-    """Writes bytes to `path`; a reader sees the old file or the new one, never a part."""
+    """Writes bytes to `path`; a reader sees the old file or the new one, never a part.
+
+    Raises UserError where `path` is a directory, or cannot be in one.
+    """
     path = Path(path)
+    if path.is_dir():
+        raise UserError(f'{path} is a directory: name a file')
+    check_folder(path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
     try:
@@ -139,18 +147,38 @@ def load_encoder(path):
     return json.loads(metadata.get('model', '{}')), params
 
 
-def load_normalization(path):
-    """{'mean': [...], 'std': [...]} of the images that an encoder was made for, where the path (as
-    for `load_encoder`) states them.
+def load_normalization(path, *, assumed=False):
+    """{'mean': (...), 'std': (...)} of the images that an encoder was made for, where the path (as
+    for `load_encoder`) states them; with `assumed` its family's usual ones where it does not.
     """
     path = encoder_file(path)
     if path.is_dir():
         from mim_jax import work_directory  # heavy: the whole program
 
         data = work_directory.read_config(path).data
-        return {'mean': list(data.mean), 'std': list(data.std)}
-    _, metadata = read_header(path)
-    return {name: json.loads(metadata[name]) for name in ('mean', 'std') if name in metadata}
+        return {'mean': tuple(data.mean), 'std': tuple(data.std)}
+    return normalization(read_header(path)[1], assumed=assumed)
+
+
+def normalization(metadata, *, assumed=False):
+    """As `load_normalization`, of a file's metadata."""
+    found = {}
+    for name in ('mean', 'std'):
+        text = metadata.get(name) or (assumed and metadata.get(f'assumed_{name}'))
+        if text:
+            found[name] = tuple(json.loads(text))
+    return found
+
+
+def normalization_metadata(values, *, assumed=()):
+    """Metadata for `save` of {'mean': (...), 'std': (...)}, either of which may be None or left
+    out; the names in `assumed` are only the family's usual ones.
+    """
+    return {
+        f'assumed_{name}' if name in assumed else name: json.dumps(value)
+        for name, value in values.items()
+        if value is not None
+    }
 
 
 def encoder_file(path):
@@ -162,6 +190,17 @@ def encoder_file(path):
 def encoder_metadata(model, **extra):
     """Metadata for `save` that `load_encoder` reads back; `model` is a ViT, `extra` str values."""
     return {'model': json.dumps(dataclasses.asdict(model)), **extra}
+
+
+def model_of(fields, *, what):
+    """The ViT of model fields as `load_encoder` gives them, lists for tuples.
+
+    Raises UserError, naming `what` states them, for fields that make none.
+    """
+    try:
+        return ViT(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    except (TypeError, ValueError) as error:
+        raise UserError(f'{what}: its model fields do not make a ViT: {error}') from None
 
 
 def flatten(params):

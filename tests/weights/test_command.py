@@ -50,6 +50,15 @@ def test_mistakes_are_one_sentence_and_status_2(arguments, message, capsys):
     assert message in error and error.count('\n') == 1
 
 
+def test_metadata_that_makes_no_model_is_one_sentence(tmp_path, capsys):
+    params = {'patch_embed': {'kernel': np.zeros((12, 4), np.float32)}}
+    native.save(tmp_path / 'w', params, metadata={'model': '{"hats": 2}'})
+    arguments = ['export', f'--weights={tmp_path / "w"}', f'--out={tmp_path / "out"}']
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert 'w: its model fields do not make a ViT' in error and 'hats' in error
+
+
 def test_a_runs_encoder_goes_out_with_its_size_and_normalisation(tmp_path, monkeypatch, capsys):
     import types
 
@@ -69,8 +78,8 @@ def test_a_runs_encoder_goes_out_with_its_size_and_normalisation(tmp_path, monke
     )
     run = ['export', f'--workdir={tmp_path}']
     assert main([*run, f'--out={tmp_path / "own"}']) == 0
-    metadata = native.load(tmp_path / 'own')[1]
-    assert json.loads(metadata['mean']) == [0.1] * 3
+    normalization = native.load_normalization(tmp_path / 'own')
+    assert normalization == {'mean': (0.1,) * 3, 'std': (0.2,) * 3}
     assert main([*run, '--to=huggingface', f'--out={tmp_path / "theirs"}']) == 0
     config = json.loads((tmp_path / 'theirs' / 'config.json').read_text())
     assert config['image_size'] == [24, 32] and config['architectures'] == ['ViTModel']
@@ -81,6 +90,8 @@ def test_a_runs_encoder_goes_out_with_its_size_and_normalisation(tmp_path, monke
     arguments = ['export', f'--weights={tmp_path / "bare"}', '--to=timm']
     assert main([*arguments, f'--out={tmp_path / "timm"}']) == 2
     assert 'give --image_size=' in capsys.readouterr().err
+    assert main([*arguments, f'--out={tmp_path / "timm"}', '--image_size=48,50']) == 2
+    assert '--image_size=48,50 is not a whole number of 8x8' in capsys.readouterr().err
     assert main([*arguments, f'--out={tmp_path / "timm"}', '--image_size=48']) == 0
     config = json.loads((tmp_path / 'timm' / 'config.json').read_text())
     assert config['model_args']['img_size'] == [48, 48]

@@ -81,7 +81,30 @@ def test_a_folder_that_serves_as_a_teacher(tmp_path, capsys):
     kernel = vit_tensors()['blocks.1.mlp.fc1.weight'].T
     np.testing.assert_array_equal(params['blocks']['mlp']['fc1']['kernel'][1], kernel)
     metadata = native.load(tmp_path / 'ours' / 'encoder.safetensors')[1]
-    assert metadata['family'] == 'vit' and json.loads(metadata['std']) == [0.229, 0.224, 0.225]
+    assert metadata['family'] == 'vit'
+
+
+def test_a_guessed_normalisation_is_known_but_is_no_fact(tmp_path, capsys):
+    """Without a config the usual values serve where none are given, and refuse none."""
+    from mim_jax import teachers
+    from mim_jax.inputs import Inputs
+    from mim_jax.targets import Teacher
+
+    ours, again = tmp_path / 'ours', tmp_path / 'again.safetensors'
+    assert run(tmp_path, vit_tensors()) == 0
+    assert "the family's mean=(0.485, 0.456, 0.406), std=(" in capsys.readouterr().out
+    assert main(['export', f'--weights={ours}', f'--out={again}']) == 0
+    for weights in (ours, again):
+        assert native.load_normalization(weights) == {}
+        loaded = teachers.load(weights)
+        assert loaded.teacher.std == (0.229, 0.224, 0.225)
+        half = {'mean': (0.5,) * 3, 'std': (0.5,) * 3}
+        teacher = Teacher(weights=str(weights), model=loaded.teacher.model, **half)
+        assert teacher.load(Inputs((24, 24), 3, (0.5,) * 3, (0.5,) * 3))
+    theirs = tmp_path / 'huggingface'
+    assert main(['export', f'--weights={ours}', '--to=huggingface', f'--out={theirs}']) == 0
+    processor = json.loads((theirs / 'preprocessor_config.json').read_text())
+    assert processor['image_mean'] == [0.485, 0.456, 0.406]
 
 
 def test_inspect_says_what_import_would(tmp_path, capsys):
@@ -201,6 +224,8 @@ def test_shards_and_configs_of_a_folder_are_read(tmp_path, capsys):
     assert 'assumed' not in capsys.readouterr().out
     stated, params = native.load_encoder(tmp_path / 'ours')
     assert (stated['heads'], stated['activation']) == (2, 'quick_gelu')
+    normalization = native.load_normalization(tmp_path / 'ours')
+    assert normalization == {'mean': (0.1, 0.2, 0.3), 'std': (1, 1, 1)}
     np.testing.assert_array_equal(params['class_token'], tensors['cls_token'][0, 0])
 
     (source / 'b.safetensors').unlink()
@@ -215,6 +240,26 @@ def test_a_file_of_ours_says_its_names(tmp_path, capsys):
     assert main(['inspect', str(tmp_path / 'ours')]) == 0
     shown = capsys.readouterr().out
     assert 'blocks/attention/qkv/kernel' in shown and 'family = vit' in shown
+
+
+@pytest.mark.parametrize(
+    ('size', 'message'),
+    [
+        ('30', '--image_size=30,30 is not a whole number of 8x8 patches'),
+        ('24,32', '--image_size=24,32: the position table of this encoder is for images of 24,24'),
+    ],
+)
+@pytest.mark.parametrize('to', ['mim_jax', 'timm', 'huggingface'])
+def test_an_image_size_that_does_not_fit_is_refused(size, message, to, tmp_path, capsys):
+    assert run(tmp_path, vit_tensors()) == 0
+    capsys.readouterr()
+    out = tmp_path / 'out'
+    arguments = ['export', f'--weights={tmp_path / "ours"}', f'--to={to}', f'--out={out}']
+    assert main([*arguments, f'--image_size={size}']) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count('\n') == 1
+    assert not out.exists()
+    assert main([*arguments, '--image_size=24']) == 0
 
 
 def test_what_is_imported_can_be_exported_in_our_naming(tmp_path):

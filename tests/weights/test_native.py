@@ -1,5 +1,7 @@
 """Weight files: whole or absent, and clear about what is wrong."""
 
+import json
+
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -7,6 +9,7 @@ import safetensors.numpy
 from mim_jax.errors import UserError
 from mim_jax.models import ViT
 from mim_jax.weights import native
+from mim_jax.weights.folders import new_folder
 
 PARAMS = {
     'a': {'kernel': np.arange(6, dtype=np.float32).reshape(2, 3), 'bias': np.ones(3, np.float32)},
@@ -50,6 +53,24 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     assert (tmp_path / 'w').read_bytes() == before
 
 
+@pytest.mark.parametrize('write', [native.save, lambda out, _: new_folder(out).__enter__()])
+def test_a_file_cannot_be_a_folder(write, tmp_path):
+    (tmp_path / 'a.txt').write_text('kept')
+    for out in ('a.txt/x.safetensors', 'a.txt/deep/x.safetensors'):
+        with pytest.raises(
+            UserError, match=r'nothing can be written in .*a\.txt is not a directory'
+        ):
+            write(tmp_path / out, PARAMS)
+    assert [p.name for p in tmp_path.iterdir()] == ['a.txt']
+
+
+def test_a_folder_is_not_replaced_by_a_file(tmp_path):
+    (tmp_path / 'out').mkdir()
+    with pytest.raises(UserError, match='out is a directory: name a file'):
+        native.save(tmp_path / 'out', PARAMS)
+    assert [p.name for p in tmp_path.iterdir()] == ['out'] and not [*(tmp_path / 'out').iterdir()]
+
+
 def test_what_cannot_be_read_is_one_sentence(tmp_path):
     native.save(tmp_path / 'w', PARAMS)
     whole = (tmp_path / 'w').read_bytes()
@@ -73,6 +94,23 @@ def test_an_encoders_file_says_what_model_it_is(tmp_path):
     stated, params = native.load_encoder(tmp_path / 'w')
     assert stated['width'] == 24 and stated['patch_size'] == [4, 8]
     assert params.keys() == {'a', 'b'}
+
+
+def test_fields_that_make_no_model_are_one_sentence():
+    fields = json.loads(native.encoder_metadata(ViT(width=24, heads=3, grid=(2, 3)))['model'])
+    assert native.model_of(fields, what='file') == ViT(width=24, heads=3, grid=(2, 3))
+    for wrong, told in (({'hats': 2}, 'hats'), ({'heads': 7}, 'divisible by heads 7')):
+        with pytest.raises(UserError, match=f'^file: its model fields do not make a ViT: .*{told}'):
+            native.model_of(fields | wrong, what='file')
+
+
+def test_what_is_assumed_of_images_is_told_apart(tmp_path):
+    values = {'mean': (0.1, 0.2, 0.3), 'std': (0.4, 0.5, 0.6)}
+    metadata = native.normalization_metadata(values, assumed=('std',))
+    native.save(tmp_path / 'w', PARAMS, metadata=metadata)
+    assert native.load_normalization(tmp_path / 'w') == {'mean': (0.1, 0.2, 0.3)}
+    assert native.load_normalization(tmp_path / 'w', assumed=True) == values
+    assert native.normalization_metadata({'mean': None, 'std': None}) == {}
 
 
 def test_a_directory_is_read_as_a_work_directory(tmp_path, monkeypatch):
