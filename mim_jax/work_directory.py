@@ -16,16 +16,20 @@ from mim_jax.experiment import Experiment
 from mim_jax.models.vit import ViT
 from mim_jax.program import Program
 from mim_jax.sharding import MeshConfig
+from mim_jax.weights.folders import check_folder
 
 CONFIG_FILE = 'config.json'
+SECTIONS = ('data', 'objective', 'model')  # some that every run's config has
 
 
 def claim(workdir: str | Path, run: Experiment) -> None:
     """Writes the config of a run into its work directory, or checks that it belongs there.
 
-    Raises UserError as `check` does; nothing is written then.
+    Raises UserError as `check` does, and where `workdir` cannot be a directory to write in; nothing
+    is written then.
     """
     workdir = Path(workdir)
+    check_folder(workdir)
     check(workdir, run)
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -101,8 +105,15 @@ def load_encoder(workdir: str | Path) -> tuple[ViT, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding='utf-8'))
-    except json.JSONDecodeError as error:
+        found = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError as error:
         raise UserError(
             f'{path} cannot be read ({error}); the work directory is damaged.'
         ) from None
+    if not isinstance(found, dict) or not all(isinstance(found.get(s), dict) for s in SECTIONS):
+        raise UserError(
+            f'{path.parent} is not a work directory of mim_jax.main: its {CONFIG_FILE} is not that '
+            "of a run; if it holds another project's weights, `python -m mim_jax.weights import` "
+            'reads them.'
+        )
+    return found

@@ -24,6 +24,7 @@ from mim_jax.models.patches import patch_grid
 from mim_jax.pilot_study import classes, figures, report, study
 from mim_jax.visualize import pictures
 from mim_jax.visualize.draw import write_png
+from mim_jax.weights.folders import check_folder
 
 BATCH_SIZE = 64
 # What turns a cosine with a text embedding into a logit: the value at which CLIP's is capped.
@@ -63,6 +64,8 @@ def main(argv: list[str] | None = None) -> Path:
     """Runs the command line and returns the folder of its results."""
     arguments = parse(argv)
     start = time.perf_counter()
+    out = Path(arguments.out)
+    check_folder(out)
     loaded = teachers.from_flags(arguments)
     config = data_config(arguments, loaded)
     train, test = sources(arguments, config)
@@ -106,7 +109,6 @@ def main(argv: list[str] | None = None) -> Path:
         by_text=directions is not None,
         **counts,
     )
-    out = Path(arguments.out)
     write_png(out / 'predictions.png', sheet)
     (out / 'table.md').write_text(table, encoding='utf-8')
     results = {**setting, **counts, 'figures': found}

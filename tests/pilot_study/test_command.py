@@ -82,6 +82,15 @@ def test_every_mistake_is_one_sentence(flags, tmp_path):
         assert not (tmp_path / 'out').exists(), flag
 
 
+def test_an_out_that_cannot_be_is_told_before_the_study(flags, tmp_path, monkeypatch):
+    (tmp_path / 'file').write_text('kept')
+    monkeypatch.delattr(command.teachers, 'from_flags')
+    for out in ('file', 'file/deep'):
+        with pytest.raises(UserError, match='file is not a directory'):
+            command.main([*flags, f'--out={tmp_path / out}'])
+    assert (tmp_path / 'file').read_text() == 'kept'
+
+
 def test_names_of_classes_belong_to_text(flags, capsys):
     with pytest.raises(SystemExit):
         command.main([*flags, '--prompt=a {}'])

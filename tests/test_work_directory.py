@@ -1,0 +1,49 @@
+"""What is no work directory is told in one sentence, and left as it is."""
+
+import json
+
+import pytest
+
+from mim_jax import work_directory
+from mim_jax.errors import UserError
+from mim_jax.experiment import Experiment
+
+HUGGING_FACE = json.dumps({'model_type': 'vit', 'hidden_size': 768, 'architectures': ['ViTModel']})
+
+
+def test_a_claimed_directory_says_its_run(tmp_path):
+    workdir = tmp_path / 'deep' / 'work'
+    work_directory.claim(workdir, Experiment(seed=5))
+    work_directory.claim(workdir, Experiment(seed=5))
+    assert work_directory.read_config(workdir) == Experiment(seed=5)
+    with pytest.raises(UserError, match='seed: 5 -> 6'):
+        work_directory.claim(workdir, Experiment(seed=6))
+
+
+@pytest.mark.parametrize('workdir', ['file', 'file/work', 'file/deep/work'])
+def test_a_file_is_no_place_for_a_run(workdir, tmp_path):
+    (tmp_path / 'file').write_text('kept')
+    with pytest.raises(UserError, match='nothing can be written in .*file is not a directory'):
+        work_directory.claim(tmp_path / workdir, Experiment())
+    assert (tmp_path / 'file').read_text() == 'kept'
+
+
+@pytest.mark.parametrize('content', [HUGGING_FACE, '[1, 2]', '"text"', '{"model": "vit"}'])
+def test_a_config_that_is_not_of_a_run(content, tmp_path):
+    path = tmp_path / work_directory.CONFIG_FILE
+    path.write_text(content)
+    for read in (
+        work_directory.read_config,
+        work_directory.load_encoder,
+        lambda workdir: work_directory.claim(workdir, Experiment()),
+    ):
+        with pytest.raises(UserError, match='not a work directory of .*mim_jax.weights import'):
+            read(tmp_path)
+    assert path.read_text() == content
+
+
+def test_a_damaged_config(tmp_path):
+    for content in (b'{"seed": 1', b'\xff\xfe'):
+        (tmp_path / work_directory.CONFIG_FILE).write_bytes(content)
+        with pytest.raises(UserError, match='config.json cannot be read'):
+            work_directory.read_config(tmp_path)
