@@ -7,7 +7,8 @@
 Without morphing: `--config.objective.morphing.schedule=none`.
 
 DTM (arXiv 2401.00254), section on other frameworks, whose settings for this one are not public;
-losses and heads are those of BYOL (Grill et al., NeurIPS 2020), the optimiser is MAE's. Published:
+losses and heads are those of BYOL (Grill et al., NeurIPS 2020); the optimiser is that of the DTM
+config of the same size, at the large one with MAE's learning rate. Published:
 +0.4 points over the same without morphing. This config has not been run to the end at the large
 size by this project; its cost has not been measured.
 """

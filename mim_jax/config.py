@@ -69,11 +69,11 @@ def build(cls: type, section: Mapping, *, path: str) -> Any:
     kinds = {field.name: (field, kind) for field, kind in _fields(cls)}
     for key in section:
         if key not in kinds:
-            raise UserError(unknown(f'{path}.{key}', key, kinds))
+            raise UserError(unknown(_join(path, key), key, kinds))
     values = {}
     for key, value in section.items():
         field, kind = kinds[key]
-        where = f'{path}.{key}'
+        where = _join(path, key)
         options = field.metadata.get('options')
         if options:
             values[key] = _build_option(options, value, where)
@@ -84,7 +84,11 @@ def build(cls: type, section: Mapping, *, path: str) -> Any:
     try:
         return cls(**values)
     except ValueError as error:
-        raise UserError(f'{path}: {error}') from error
+        raise UserError(f'{_join("config", path)}: {error}') from error
+
+
+def _join(path: str, key: str) -> str:
+    return f'{path}.{key}' if path and key else path or key
 
 
 def load(spec: str) -> ConfigDict:

@@ -97,7 +97,7 @@ class Experiment:
 RESUMABLE = (
     r'(mesh|checkpoint|eval|log)\.',
     r'data\.(workers|threads|prefetch|max_corrupt_share|path|eval_split|eval_crop)',
-    r'(model|objective\..*\.model)\.(scan|remat)',
+    r'(model|objective\.decoder|objective\..*\.model)\.(scan|remat)',
     r'objective\..*\.weights',
 )
 
@@ -155,6 +155,11 @@ def make_train_step(
     """The update of the run."""
     data, train = experiment.data, experiment.train
     sharding.check_batch(data.batch_size, mesh, accumulation=train.accumulation)
+    if train.accumulation > 1 and objective.needs_whole_batch:
+        raise UserError(
+            f'config.train.accumulation = {train.accumulation}, but this objective needs its batch '
+            'in one piece; set it to 1, and use more devices or model.remat to save memory.'
+        )
     schedule = make_schedule(experiment.optimizer, clock)
     params = jax.eval_shape(objective.init, jax.random.key(0), image_struct(experiment))['params']
     optimizer = make_optimizer(

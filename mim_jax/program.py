@@ -71,10 +71,9 @@ class Program:
 
     def model_flops(self, traced: Any) -> int:
         """FLOPs of one step's matrix products without what rematerialisation repeats."""
-        model = self.run.model
-        if model.remat == 'none':
+        run = _without_remat(self.run)
+        if run == self.run:
             return flops.matmul_flops(traced.jaxpr)
-        run = dataclasses.replace(self.run, model=dataclasses.replace(model, remat='none'))
         objective = experiment.make_objective(run, num_classes=self.objective.inputs.num_classes)
         step = dataclasses.replace(self.step, objective=objective)
         return flops.matmul_flops(jax.make_jaxpr(step)(self.abstract_state, self.abstract_batch))
@@ -112,3 +111,15 @@ class Program:
 def _without_frozen(state: TrainState) -> TrainState:
     kept = {name: value for name, value in state.variables.items() if name not in FROZEN}
     return state.replace(variables=kept)
+
+
+def _without_remat(section: Any) -> Any:
+    """A config section, or all of them, that keeps every intermediate result of every network."""
+    changed = {}
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        if field.name == 'remat':
+            changed['remat'] = 'none'
+        elif dataclasses.is_dataclass(value):
+            changed[field.name] = _without_remat(value)
+    return dataclasses.replace(section, **changed)

@@ -183,3 +183,13 @@ def test_config_files_that_fail_are_told_in_one_sentence(tmp_path):
         configs.load(str(file))
     with pytest.raises(UserError, match='did you mean .*broken.py'):
         configs.load(str(tmp_path / 'brokn.py'))
+
+
+def test_messages_name_the_field_from_the_top():
+    for change, message in (
+        ({'train': {'ema_end_decay': 1.0}}, r'^config\.train: ema_end_decay'),
+        ({'train': {'accumulation': 'x'}}, r"^config\.train\.accumulation = 'x'"),
+        ({'sead': 1}, r'^config\.sead'),
+    ):
+        with pytest.raises(UserError, match=message):
+            configs.build(experiment.Experiment, change, path='')

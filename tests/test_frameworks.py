@@ -4,9 +4,10 @@ import json
 import math
 from pathlib import Path
 
+import jax
 import pytest
 
-from mim_jax import main, work_directory
+from mim_jax import config, experiment, main, work_directory
 
 CONFIGS = Path(__file__).parent.parent / 'configs'
 SHORT = [
@@ -25,12 +26,12 @@ SHORT = [
 
 @pytest.fixture
 def train(tmp_path, monkeypatch):
-    """Function (config, overrides) -> work directory and metrics by step of a run of two steps."""
+    """Function (config file, overrides) -> work directory, metrics by step, of two steps."""
     monkeypatch.setenv('MIM_JAX_NUM_PROCESSES', '1')
 
-    def run(config, *overrides):
+    def run(name, *overrides):
         workdir = tmp_path / f'{len(list(tmp_path.iterdir()))}'
-        arguments = [f'--config={CONFIGS / config}', f'--workdir={workdir}', *SHORT]
+        arguments = [f'--config={CONFIGS / name}', f'--workdir={workdir}', *SHORT]
         assert main.main([*arguments, *overrides]) == 0
         lines = (workdir / 'metrics.jsonl').read_text().splitlines()
         values = {}
@@ -58,14 +59,14 @@ def test_morphing_is_what_the_override_leaves_out(train):
 
 def test_a_tokenizer_and_beitv2_on_its_codes(train):
     tokenizer, values = train('vqkd.py:embedded')
-    assert values[2]['train/codes_used'] > 0
+    assert values[2]['train/restoration'] < 2 and values[2]['train/codes_used'] <= 1
     weights = f'--config.objective.target.weights={tokenizer}'
     workdir, _ = train('beitv2.py:embedded', weights)
     _, variables, step = work_directory.restore_run(workdir)
     assert step == 2 and variables['teacher']['codes'].shape == (64, 8)
 
 
-def test_a_tokenizer_of_other_sizes_is_told(train, capsys):
+def test_another_tokenizer_than_the_config_says_is_told(train, capsys):
     tokenizer, _ = train('vqkd.py:embedded')
     arguments = [
         f'--config={CONFIGS / "beitv2.py"}:embedded',
@@ -77,4 +78,23 @@ def test_a_tokenizer_of_other_sizes_is_told(train, capsys):
     assert 'codes (64, 8) instead of (32, 8)' in said
     assert main.main([*arguments, '--config.objective.target.mean=0,0,0']) == 2
     assert 'config.objective.target.mean' in capsys.readouterr().err
+    assert main.main([*arguments, '--config.objective.target.model.activation=gelu_tanh']) == 2
+    assert "activation is 'gelu' there, 'gelu_tanh'" in capsys.readouterr().err
     assert not (tokenizer.parent / 'other').exists()
+
+
+@pytest.mark.parametrize('scale', ['vitb', 'cifar10', 'embedded'])
+@pytest.mark.parametrize('method', ['mae_clip', 'vqkd', 'beitv2', 'byol'])
+def test_every_size_builds(method, scale):
+    run = experiment.from_config(config.load(f'{CONFIGS / method}.py:{scale}'))
+    objective = experiment.make_objective(run, num_classes=10)
+    shapes = jax.eval_shape(objective.init, jax.random.key(0), experiment.image_struct(run))
+    assert shapes['params']['encoder']['blocks']['norm1']['scale'].shape[0] == run.model.depth
+
+
+@pytest.mark.parametrize('method', ['vqkd', 'byol'])
+def test_what_looks_at_the_batch_as_a_whole_is_not_cut(method, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv('MIM_JAX_NUM_PROCESSES', '1')
+    arguments = [f'--config={CONFIGS / method}.py:embedded', f'--workdir={tmp_path / "run"}']
+    assert main.main([*arguments, '--config.train.accumulation=2']) == 2
+    assert 'needs its batch in one piece' in capsys.readouterr().err

@@ -91,6 +91,10 @@ class Morphing:
         """Whether tokens are merged inside the network that computes the target."""
         return self.schedule != 'none' and isinstance(self.grouping, Layerwise)
 
+    def check(self, num_tokens):
+        """Raises UserError where a schedule asks for more tokens than an image has."""
+        self._bounds(num_tokens)
+
     def draw(self, key, *, num_tokens):
         """One schedule `(tokens_per_step, num_steps)`, int32 scalars, shared by a whole batch.
 
@@ -134,7 +138,7 @@ class Morphing:
             return [(prediction.astype(jnp.float32), target.astype(jnp.float32))]
         given = {'images': images, 'grid': grid, 'merged': merged}
         pairs = []
-        for i, draw_key in enumerate(jax.random.split(key, self._draws)):
+        for i, draw_key in enumerate(jax.random.split(key, self._draws(target.shape[1]))):
             draw_keys = None if keys is None else named_keys.named(keys, f'draw{i}')
             grouped, groups = self._grouped(draw_key, target, draw_keys, **given)
             pairs.append((morph(prediction, groups), morph(grouped, groups)))
@@ -170,9 +174,9 @@ class Morphing:
             keys = named_keys.per_example(key, target.shape[0])
         return self.grouping.with_target(target, schedule, keys=keys, **given)
 
-    @property
-    def _draws(self):
-        constant = self.schedule == 'constant' and not self.grouping.draws
+    def _draws(self, num_tokens):
+        (least, most), (fewest, steps) = self._bounds(num_tokens)
+        constant = least == most and fewest == steps and not self.grouping.draws
         return 1 if constant else self.num_draws
 
     def _bounds(self, num_tokens):

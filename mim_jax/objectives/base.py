@@ -44,6 +44,11 @@ class Objective:
         return False
 
     @property
+    def needs_whole_batch(self) -> bool:
+        """Whether the loss of a batch is not the mean of the losses of its parts."""
+        return False
+
+    @property
     def num_views(self) -> int:
         """Views of an image that a batch holds: with 2 it has `second_view` beside `images`."""
         return 1

@@ -46,6 +46,10 @@ class BEiTv2(Targeted):
     branch_layer: int = 9
     branch_depth: int = 2
 
+    def __post_init__(self):
+        if self.branch_depth < 0:
+            raise ValueError(f'branch_depth = {self.branch_depth} must be at least 0.')
+
     def bind(self, encoder: ViT, inputs: Inputs) -> Objective:
         for field in ('mask_token', 'class_token', 'final_norm'):
             if not getattr(encoder, field):
@@ -61,6 +65,7 @@ class BEiTv2(Targeted):
             raise UserError(NO_NETWORK)
         bound = super().bind(encoder, inputs)
         self.masking.count(bound.grid)  # says what is wrong where the mask does not fit the grid
+        self.morphing.check(bound.grid[0] * bound.grid[1])
         return bound
 
     def init_predictor(self, key: jax.Array, features: int) -> Variables:
@@ -87,7 +92,12 @@ class BEiTv2(Targeted):
             # The head is linear: the mean of a group's tokens gives the mean of their logits.
             tokens = jnp.concatenate(outputs, axis=-1)
             pairs = self.morphing.pairs(
-                key, tokens, encodings, keys=batch['keys'], images=images, grid=self.grid
+                key,
+                tokens,
+                encodings,
+                keys=keys.named(batch['keys'], 'morphing'),
+                images=images,
+                grid=self.grid,
             )
         for tokens, encodings in pairs:
             codes = self.target.codes(encodings, variables=variables)
@@ -148,7 +158,10 @@ class BEiTv2(Targeted):
         seen = {'mask': self.masking(keys.named(batch['keys'], 'mask'), grid=self.grid)}
         if self.morphing.schedule != 'none':
             groups, titles = self.morphing.examples(
-                self.targets(variables, images), keys=batch['keys'], images=images, grid=self.grid
+                self.targets(variables, images),
+                keys=keys.named(batch['keys'], 'morphing'),
+                images=images,
+                grid=self.grid,
             )
             seen |= {'groups': groups, 'group_titles': titles}
         return seen

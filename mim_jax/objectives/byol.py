@@ -44,9 +44,18 @@ class BYOL(Objective):
     pooled_weight: float = 1.0
     distance: Literal['cosine', 'l1', 'l2', 'smooth_l1'] = 'cosine'
 
+    def __post_init__(self):
+        for name in ('projection', 'hidden'):
+            if getattr(self, name) < 1:
+                raise ValueError(f'{name} = {getattr(self, name)} must be at least 1.')
+
     @property
     def needs_ema(self) -> bool:
         return True
+
+    @property
+    def needs_whole_batch(self) -> bool:
+        return True  # batch norm takes its statistics from it
 
     @property
     def num_views(self) -> int:
@@ -55,7 +64,9 @@ class BYOL(Objective):
     def bind(self, encoder: ViT, inputs: Inputs) -> Objective:
         if self.morphing.inside_network:
             raise UserError(NO_NETWORK)
-        return super().bind(encoder, inputs)
+        bound = super().bind(encoder, inputs)
+        self.morphing.check(bound.grid[0] * bound.grid[1])
+        return bound
 
     def init(self, key: jax.Array, images: Any) -> Variables:
         params = {'encoder': self.encoder.init(keys.named(key, 'encoder'), images)['params']}

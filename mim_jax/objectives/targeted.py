@@ -8,6 +8,8 @@ import jax.numpy as jnp
 
 from mim_jax import keys
 from mim_jax.config import choice
+from mim_jax.inputs import Inputs
+from mim_jax.models.vit import ViT
 from mim_jax.objectives.base import Objective, Variables
 from mim_jax.targets import TARGETS
 
@@ -24,6 +26,10 @@ class Targeted(Objective):
     @property
     def needs_ema(self) -> bool:
         return self.target.needs_ema
+
+    def bind(self, encoder: ViT, inputs: Inputs) -> Objective:
+        self.target.check(encoder=encoder, inputs=inputs)
+        return super().bind(encoder, inputs)
 
     def init_predictor(self, key: jax.Array, features: int) -> Variables:
         """Parameters beside the encoder's, for targets of `features` numbers."""

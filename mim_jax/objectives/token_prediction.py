@@ -35,6 +35,7 @@ class TokenPrediction(Targeted):
     def bind(self, encoder: ViT, inputs: Inputs) -> Objective:
         bound = super().bind(encoder, inputs)
         self.masking.count(bound.grid)  # says what is wrong where the mask does not fit the grid
+        self.morphing.check(bound.grid[0] * bound.grid[1])
         if self.morphing.inside_network and not hasattr(self.target, 'merged'):
             raise UserError(NO_NETWORK)
         return bound

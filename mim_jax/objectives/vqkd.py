@@ -42,6 +42,10 @@ class VQKD(Targeted):
     )
     commitment: float = 1.0
 
+    @property
+    def needs_whole_batch(self) -> bool:
+        return True  # codes follow the averages of the whole batch
+
     def bind(self, encoder: ViT, inputs: Inputs) -> Objective:
         if tuple(self.decoder.patch_size) != (1, 1):
             raise UserError(

@@ -23,6 +23,9 @@ class Target:
         """Whether the target reads `variables['ema']`, the average of the student's parameters."""
         return False
 
+    def check(self, *, encoder: Any, inputs: Any) -> None:
+        """Raises UserError where the target does not fit the student's encoder and images."""
+
     def init(self, key: jax.Array, inputs: Any) -> dict:
         """Fresh frozen parameters ({} if the target has none); can be jitted, reads no file."""
         return {}

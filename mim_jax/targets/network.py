@@ -77,6 +77,13 @@ class EMA(Target):
 
     layer: int | None = None
 
+    def check(self, *, encoder, inputs):
+        if self.layer is not None and not 1 <= self.layer <= encoder.depth:
+            raise UserError(
+                f'config.objective.target.layer = {self.layer} is not among the blocks 1 to '
+                f'{encoder.depth} of the encoder.'
+            )
+
     @property
     def needs_ema(self) -> bool:
         return True
@@ -121,6 +128,10 @@ class Teacher(Target):
             raise ValueError(f'layer {self.layer} is not among the blocks 1 to {self.model.depth}')
         if self.layer is not None and self.projection is not None:
             raise ValueError('projection applies to the last layer: leave layer unset')
+        check_size(self.input_size)
+
+    def check(self, *, encoder, inputs):
+        check_channels(self, inputs)
 
     @property
     def width(self) -> int:
@@ -159,7 +170,7 @@ class Teacher(Target):
             normalization = native.load_normalization(self.weights)
         except UserError as error:
             raise UserError(f'{field}: {error}') from error
-        self._compare(stated, field)
+        compare_models(stated, self.model, what=f'{field}: {self.weights}')
         if self.normalization == 'own':
             self._compare_normalization(normalization, where=where)
         if self.projection is None:
@@ -175,7 +186,7 @@ class Teacher(Target):
         if not self.model.mask_token:
             params.pop('mask_token', None)  # of a masked model's training; a teacher sees no mask
         expected = jax.eval_shape(lambda: self.init(jax.random.key(0), inputs))
-        native.check_params(params, self._open_tables(expected), what=what)
+        native.check_params(params, open_tables(expected, self.model), what=what)
         return params
 
     def __call__(self, images, *, inputs, encoder, variables):
@@ -234,21 +245,6 @@ class Teacher(Target):
             f'{"x".join(map(str, m.patch_size))}{head}'
         )
 
-    def _compare(self, stated, field):
-        """Refuses weights whose own model fields say another function than `model`."""
-        ours = dataclasses.asdict(self.model)
-        free = ('drop_path', 'mask_token', 'initialization', 'grid', 'scan', 'remat', 'dtype')
-        differ = [
-            f'{name} is {_plain(stated[name])!r} there, {_plain(ours[name])!r} in the config'
-            for name in ours
-            if name in stated and name not in free and _plain(stated[name]) != _plain(ours[name])
-        ]
-        # Whether layer scale exists matters; its initial value does not.
-        if None not in (stated.get('layer_scale'), ours['layer_scale']):
-            differ = [d for d in differ if not d.startswith('layer_scale ')]
-        if differ:
-            raise UserError(f'{field}: {self.weights} is of another model: {"; ".join(differ)}')
-
     def _compare_normalization(self, stated, *, where):
         """Refuses a normalisation that is not the one which the weights were made for."""
         for name, values in stated.items():
@@ -259,17 +255,51 @@ class Teacher(Target):
                     f"{tuple(values)}; set it to that, or normalization to 'student'"
                 )
 
-    def _open_tables(self, expected):
-        """Leaves the size of position tables to the file, unless the config states their grid."""
-        if self.model.grid is not None:
-            return expected
-        flat = native.flatten(expected)
-        for name, value in flat.items():
-            if name.endswith('position/patches'):
-                shape = list(value.shape)
-                shape[-3:-1] = None, None
-                flat[name] = _Shape(tuple(shape))
-        return native.unflatten(flat)
+
+def compare_models(stated, model, *, what):
+    """Refuses weights, called `what`, whose own model fields say another function than `model`."""
+    ours = dataclasses.asdict(model)
+    free = ('drop_path', 'mask_token', 'initialization', 'grid', 'scan', 'remat', 'dtype')
+    differ = [
+        f'{name} is {_plain(stated[name])!r} there, {_plain(ours[name])!r} in the config'
+        for name in ours
+        if name in stated and name not in free and _plain(stated[name]) != _plain(ours[name])
+    ]
+    # Whether layer scale exists matters; its initial value does not.
+    if None not in (stated.get('layer_scale'), ours['layer_scale']):
+        differ = [d for d in differ if not d.startswith('layer_scale ')]
+    if differ:
+        raise UserError(f'{what} is of another model: {"; ".join(differ)}')
+
+
+def open_tables(expected, model):
+    """Leaves the size of position tables to the file, unless the config states their grid."""
+    if model.grid is not None:
+        return expected
+    flat = native.flatten(expected)
+    for name, value in flat.items():
+        if name.endswith('position/patches'):
+            shape = list(value.shape)
+            shape[-3:-1] = None, None
+            flat[name] = _Shape(tuple(shape))
+    return native.unflatten(flat)
+
+
+def check_size(size):
+    """Raises ValueError unless `size` is None or (height, width)."""
+    if size is not None and len(size) != 2:
+        raise ValueError(f'input_size = {tuple(size)} must be (height, width), or None')
+
+
+def check_channels(target, inputs):
+    """Raises UserError unless the mean and std of `target` have one number per channel."""
+    for name in ('mean', 'std'):
+        values = getattr(target, name)
+        if len(values) != inputs.channels:
+            raise UserError(
+                f'config.objective.target.{name} = {tuple(values)}: it needs one number for each '
+                f'of the {inputs.channels} channels of the images.'
+            )
 
 
 @dataclasses.dataclass(frozen=True)

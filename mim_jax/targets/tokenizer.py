@@ -12,7 +12,15 @@ from mim_jax.models.patches import patch_grid
 from mim_jax.models.quantizer import nearest_code
 from mim_jax.models.vit import ViT
 from mim_jax.targets.base import Target
-from mim_jax.targets.network import network_input, network_tokens, resample_tokens
+from mim_jax.targets.network import (
+    check_channels,
+    check_size,
+    compare_models,
+    network_input,
+    network_tokens,
+    open_tables,
+    resample_tokens,
+)
 from mim_jax.weights import native
 
 
@@ -28,7 +36,8 @@ class Tokenizer(Target):
     The target's tokens are its unit encodings [B,N,code_width], before quantisation; `codes` turns
     them, or group means of them, into numbers of codes.
 
-    weights: work directory of a run of the objective vqkd.
+    weights: work directory of a run of the objective vqkd. Its last parameters are read, not their
+      average: the codes are averages of what these say.
     model: the tokenizer's encoder, as in that run.
     num_codes, code_width: of the codebook.
     mean, std: the tokenizer's normalisation.
@@ -42,6 +51,12 @@ class Tokenizer(Target):
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     input_size: tuple[int, ...] | None = None
+
+    def __post_init__(self):
+        check_size(self.input_size)
+
+    def check(self, *, encoder, inputs):
+        check_channels(self, inputs)
 
     def init(self, key, inputs):
         height, width = self.input_size or inputs.image_size
@@ -74,8 +89,10 @@ class Tokenizer(Target):
             'code': variables['params']['code'],
             'codes': variables['state']['codebook']['codes'],
         }
+        what = f'{field}: {self.weights}'
+        compare_models(dataclasses.asdict(run.model), self.model, what=what)
         expected = jax.eval_shape(lambda: self.init(jax.random.key(0), inputs))
-        native.check_params(read, expected, what=f'{field}: {self.weights}')
+        native.check_params(read, open_tables(expected, self.model), what=what)
         for name in ('mean', 'std'):
             theirs, ours = tuple(getattr(run.data, name)), tuple(getattr(self, name))
             if theirs != ours:

@@ -66,11 +66,12 @@ def test_the_first_batch_places_the_codes_by_spherical_k_means():
 
 
 def test_fewer_tokens_than_codes():
-    quantizer = Quantizer(num_codes=8, width=3)
-    placed = quantizer.prepare(
-        quantizer.init(jax.random.key(0)), units(3, 3), key=jax.random.key(1)
-    )
-    np.testing.assert_allclose(np.linalg.norm(placed['codes'], axis=1), 1, atol=1e-6)
+    quantizer, tokens = Quantizer(num_codes=8, width=3), units(3, 3)
+    placed = quantizer.prepare(quantizer.init(jax.random.key(0)), tokens, key=jax.random.key(1))
+    assert bool(placed['ready'])
+    # Every centre began as one of three tokens, and no token is nearer to another's.
+    for code in np.asarray(placed['codes']):
+        assert np.abs(tokens - code).sum(axis=1).min() < 1e-6
 
 
 def test_settings_that_cannot_be():

@@ -125,10 +125,12 @@ def test_tokens_and_groups_are_those_of_real_merging(changes, num_merged):
         np.testing.assert_allclose(tokens[image], expected, atol=2e-4)
 
 
-def test_merging_nothing_changes_nothing():
-    tokens, groups = encode(MODEL, IMAGES, jnp.int32(0))
+@pytest.mark.parametrize('relative_position', ['none', 'both'])
+def test_merging_nothing_changes_nothing(relative_position):
+    model = dataclasses.replace(MODEL, relative_position=relative_position)
+    tokens, groups = encode(model, IMAGES, jnp.int32(0))
     np.testing.assert_array_equal(groups, np.broadcast_to(np.arange(20), (3, 20)))
-    np.testing.assert_allclose(tokens, encode(MODEL, IMAGES), atol=1e-5)
+    np.testing.assert_allclose(tokens, encode(model, IMAGES), atol=1e-5)
 
 
 def test_tokens_are_spread_over_the_blocks_that_are_computed():

@@ -6,6 +6,7 @@ import pytest
 from mim_jax.errors import UserError
 from mim_jax.morphing import Morphing, bipartite_groups
 from mim_jax.morphing.bipartite import Bipartite
+from mim_jax.morphing.layerwise import Layerwise
 
 TOKENS = np.random.default_rng(0).standard_normal((2, 16, 4)).astype(np.float32)
 PREDICTION = np.random.default_rng(1).standard_normal((2, 16, 4)).astype(np.float32)
@@ -54,6 +55,18 @@ def test_a_schedule_draws_what_it_does_not_fix(schedule, numbers, steps):
 def test_every_schedule_that_draws_gives_a_pair_for_each_draw(schedule, num_draws):
     morphing = Morphing(schedule=schedule, num_draws=num_draws)
     assert len(morphing.pairs(jax.random.key(0), PREDICTION, TOKENS)) == num_draws
+
+
+def test_a_grouping_without_steps_has_nothing_to_draw_for_a_fixed_number():
+    morphing = Morphing(schedule='fixed_number', num_draws=3, grouping=Layerwise())
+    asked = []
+
+    def merged(number):
+        asked.append(int(number))
+        return TOKENS, np.zeros((2, 16), np.int32)
+
+    assert len(morphing.pairs(jax.random.key(0), PREDICTION, TOKENS, merged=merged)) == 1
+    assert asked == [8]
 
 
 def test_random_draws_one_schedule_for_each_pair():

@@ -11,6 +11,7 @@ from mim_jax.errors import UserError
 from mim_jax.inputs import Inputs
 from mim_jax.models import ViT
 from mim_jax.targets import EMA, Teacher, resample_tokens
+from mim_jax.targets.tokenizer import Tokenizer
 from mim_jax.weights import native
 
 MODEL = ViT(patch_size=(4, 4), width=16, depth=2, heads=2, position='learned')
@@ -176,3 +177,23 @@ def test_a_normalisation_that_is_not_the_weights_own_is_refused(teacher):
     ):
         teacher.load(INPUTS)
     assert dataclasses.replace(teacher, normalization='student').load(INPUTS)
+
+
+@pytest.mark.parametrize(
+    ('target', 'message'),
+    [
+        (EMA(layer=0), r'target\.layer = 0 is not among the blocks 1 to 1'),
+        (EMA(layer=2), r'target\.layer = 2 is not among the blocks 1 to 1'),
+        (Teacher(mean=(0.5, 0.5)), r'target\.mean = \(0\.5, 0\.5\): .* of the 3 channels'),
+        (Tokenizer(std=(0.5,)), r'target\.std = \(0\.5,\): .* of the 3 channels'),
+    ],
+)
+def test_what_does_not_fit_the_student_is_told(target, message):
+    with pytest.raises(UserError, match=message):
+        target.check(encoder=STUDENT, inputs=INPUTS)
+
+
+def test_a_size_is_height_and_width():
+    for kind in (Teacher, Tokenizer):
+        with pytest.raises(ValueError, match='height, width'):
+            kind(input_size=(48,))
