@@ -5,13 +5,12 @@ import dataclasses
 import json
 import pickle
 import re
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from mim_jax.errors import UserError
-from mim_jax.weights import native
+from mim_jax.weights import native, torchscript
 
 # In a folder, the first of these; else the only weights file.
 FILES = (
@@ -109,15 +108,13 @@ def _json(path):
 
 
 def _pytorch(path):
-    """The tensors of a PyTorch file, read with `weights_only`: no code in it is executed."""
+    """The tensors of a PyTorch file: no code in it is executed. All but TorchScript need PyTorch,
+    and are read with its `weights_only`.
+    """
     if not path.is_file():
         raise UserError(f'weights file {path} does not exist')
-    if _is_torchscript(path):
-        raise UserError(
-            f'{path} is a TorchScript program, not a file of weights: if you trust it, '
-            f"`python -c \"import torch; torch.save(torch.jit.load('{path}', 'cpu').state_dict(), "
-            "'weights.pth')\"` makes one"
-        )
+    if torchscript.is_archive(path):
+        return torchscript.read(path)
     try:
         import torch
     except ImportError:
@@ -140,16 +137,6 @@ def _pytorch(path):
             f'{path} cannot be read as a PyTorch file of tensors: it is damaged, or of another kind'
         ) from error
     return {name: _as_numpy(t) for name, t in _unwrapped(loaded, torch.Tensor, path).items()}
-
-
-def _is_torchscript(path):
-    if not zipfile.is_zipfile(path):
-        return False
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any('/code/' in name for name in archive.namelist())
-    except zipfile.BadZipFile:
-        return False
 
 
 def _unwrapped(loaded, kind, path):
