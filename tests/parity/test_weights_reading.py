@@ -26,6 +26,8 @@ def _neighbour(name):
 
 foreign, originals = _neighbour('foreign'), _neighbour('originals')
 
+pytestmark = pytest.mark.filterwarnings('ignore:`torch.jit', 'ignore::torch.jit.TracerWarning')
+
 
 class Bomb:
     """Unpickled, it writes a file."""
@@ -121,7 +123,6 @@ def check_against(state, tensors):
         np.testing.assert_array_equal(tensors[name], expected)
 
 
-@pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
 def test_a_torchscript_clip_is_imported_as_its_state_dict(dtype, clip, tmp_path, monkeypatch):
     file = tmp_path / 'clip.pt'
