@@ -3,8 +3,12 @@
 import numpy as np
 
 
-def groups(tokens, tokens_per_step, num_steps, *, protect_first):
-    """Group numbers [N] of one image's tokens [N, D]."""
+def groups(tokens, tokens_per_step, num_steps, *, protect_first, gaps=None):
+    """Group numbers [N] of one image's tokens [N, D].
+
+    gaps: a list to which every step appends the smallest difference between cosines whose order
+    it may have gone by.
+    """
     sums = np.array(tokens, np.float64)
     members = [[i] for i in range(len(sums))]
     for _ in range(num_steps):
@@ -16,6 +20,10 @@ def groups(tokens, tokens_per_step, num_steps, *, protect_first):
         unit = np.divide(features, norms, out=np.zeros_like(features), where=norms > 0)
         similarity = unit[0::2] @ unit[1::2].T
         best = similarity.max(axis=1)
+        if gaps is not None:
+            between_best = np.diff(np.sort(best[int(protect_first) :]))
+            first_two = np.diff(np.sort(similarity, axis=1)[:, -2:])
+            gaps.append(np.concatenate([between_best, first_two.ravel(), [np.inf]]).min())
         if protect_first:
             best[0] = -np.inf
         order = np.argsort(-best, kind='stable')

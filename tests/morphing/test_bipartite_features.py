@@ -1,4 +1,6 @@
 import functools
+import importlib.util
+from pathlib import Path
 
 import chex
 import jax
@@ -8,14 +10,22 @@ import pytest
 
 from mim_jax.morphing import bipartite_groups
 
+_spec = importlib.util.spec_from_file_location('reference', Path(__file__).parent / 'reference.py')
+reference = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(reference)
+
 bipartite_feature_groups = functools.partial(bipartite_groups, exact=False)
 
 
 @pytest.mark.parametrize('shape', [(4, 2, 5), (4, 17, 8), (4, 64, 32), (2, 196, 48), (2, 197, 96)])
 @pytest.mark.parametrize('protect_first', [True, False])
 def test_groups_equal_those_of_the_exact_matrix(shape, protect_first):
-    """Order included, on random tokens: 48 schedules, small and large ones, for each size."""
+    """Order included, on random tokens: 24 schedules, small and large ones, for each size.
+
+    Left out are images in which two cosines differ by less than float32 can tell.
+    """
     rng = np.random.default_rng([*shape, protect_first])
+    compared = []
     for case in range(24):
         tokens = rng.standard_normal(shape).astype(np.float32)
         if case % 2:
@@ -26,7 +36,16 @@ def test_groups_equal_those_of_the_exact_matrix(shape, protect_first):
         schedule = jnp.int32(tokens_per_step), jnp.int32(num_steps)
         expected = bipartite_groups(tokens, *schedule, protect_first=protect_first)
         found = bipartite_feature_groups(tokens, *schedule, protect_first=protect_first)
-        np.testing.assert_array_equal(found, expected, err_msg=f'{tokens_per_step=} {num_steps=}')
+        for image in range(shape[0]):
+            gaps = [np.inf]
+            reference.groups(
+                tokens[image], tokens_per_step, num_steps, protect_first=protect_first, gaps=gaps
+            )
+            compared.append(min(gaps) > 1e-6)
+            if compared[-1]:
+                what = f'{image=} {tokens_per_step=} {num_steps=}'
+                np.testing.assert_array_equal(found[image], expected[image], err_msg=what)
+    assert np.mean(compared) > 0.5
 
 
 def test_one_compilation_serves_every_schedule():
