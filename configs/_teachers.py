@@ -8,15 +8,13 @@ has, which must be the entry's. Any other teacher is `target.weights` and `targe
 hand: a file, an imported folder or the work directory of a run.
 """
 
-from mim_jax.targets.network import IMAGENET_MEAN, IMAGENET_STD
+from mim_jax.weights import naming
 
 CLIP = dict(
     position='learned', patch_bias=False, pre_norm=True, activation='quick_gelu', norm_eps=1e-5
 )
-CLIP_INPUT = dict(
-    mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711)
-)
-IMAGENET = dict(mean=IMAGENET_MEAN, std=IMAGENET_STD)
+CLIP_INPUT = dict(zip(('mean', 'std'), naming.CLIP, strict=True))
+IMAGENET = dict(zip(('mean', 'std'), naming.IMAGENET, strict=True))
 BASE = dict(patch_size=(16, 16), width=768, depth=12, heads=12)
 
 # name: (fields of the target, fields of its model)

@@ -122,6 +122,25 @@ def load(spec: str) -> ConfigDict:
         raise UserError(f'--config={spec}: get_config() failed: {message}') from error
 
 
+def assignments(arguments: list[str], *, prefix: str = '--config.') -> list[tuple[str, str]]:
+    """The ("a.b.c", "text") pairs of `--config.a.b.c=text`, or of `--config.a.b.c text`.
+
+    Raises UserError for an argument of another form.
+    """
+    pairs, rest = [], iter(arguments)
+    for argument in rest:
+        name, equals, value = argument.partition('=')
+        if not prefix or not name.startswith(prefix):
+            fields = f' and {prefix}FIELD=VALUE' if prefix else ''
+            raise UserError(f'{argument}: unknown argument; there are those of --help{fields}.')
+        if not equals:
+            value = next(rest, None)
+            if value is None:
+                raise UserError(f'{argument}: a value is missing; write {argument}=VALUE.')
+        pairs.append((name.removeprefix(prefix), value))
+    return pairs
+
+
 def override(config: ConfigDict, cls: type, assignments: list[tuple[str, str]]) -> ConfigDict:
     """Applies ("a.b.c", "text") pairs in order, each text read as the type of its field in `cls`.
 

@@ -13,6 +13,7 @@ import re
 import sys
 from pathlib import Path
 
+from mim_jax import config as configs
 from mim_jax.errors import UserError
 
 
@@ -37,7 +38,6 @@ def run(arguments: list[str]) -> None:
         # The devices at hand play no part: keep JAX from claiming them.
         os.environ['JAX_PLATFORMS'] = 'cpu'
     # Importing JAX and friends takes a second or two; a mistyped option should not wait for it.
-    from mim_jax import config as configs
     from mim_jax import distributed, work_directory
     from mim_jax.experiment import Experiment, from_config
 
@@ -76,20 +76,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str
     parser.add_argument('--dry_run', action='store_true', help='build and compile, train nothing')
     parser.add_argument('--topology', metavar='NAME', help='with --dry_run: a TPU slice, v5e:4x4')
     options, rest = parser.parse_known_args(arguments)
-    assignments = []
-    rest = iter(rest)
-    for argument in rest:
-        name, equals, value = argument.partition('=')
-        if not name.startswith('--config.'):
-            raise UserError(
-                f'{argument}: unknown argument; the options are --config, --workdir, --dry_run, '
-                '--topology, and --config.FIELD=VALUE.'
-            )
-        if not equals:
-            value = next(rest, None)
-            if value is None:
-                raise UserError(f'{argument}: a value is missing; write {argument}=VALUE.')
-        assignments.append((name.removeprefix('--config.'), value))
+    assignments = configs.assignments(rest)
     if options.topology and not options.dry_run:
         raise UserError('--topology only compiles; use it together with --dry_run.')
     return options, assignments

@@ -23,6 +23,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mim_jax import config as configs
 from mim_jax.errors import UserError
 from mim_jax.logs import METRICS_FILE, read_metrics
 
@@ -95,15 +96,9 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, tuple[tuple[str, st
     parser.add_argument('--metric', default='eval/knn/top1', help='default eval/knn/top1')
     parser.add_argument('--dry_run', action='store_true', help='print the commands, run nothing')
     options, rest = parser.parse_known_args(arguments)
-    assignments = []
-    for argument in rest:
-        name, equals, value = argument.partition('=')
-        if not name.startswith('--config.') or not equals:
-            parser.error(f'unrecognized argument: {argument} (fields are --config.FIELD=VALUE)')
-        assignments.append((name.removeprefix('--config.'), value))
     if options.seeds < 1:
         parser.error(f'--seeds={options.seeds}: at least 1.')
-    return options, tuple(assignments)
+    return options, tuple(configs.assignments(rest))
 
 
 def plan(options: argparse.Namespace, assignments: tuple[tuple[str, str], ...]) -> list[Run]:
@@ -153,7 +148,6 @@ def _built(
     """The run of a config, and its length. The objective is bound, and where `read` is set its data
     and weights are looked at, as the run would do it first; otherwise the length is None.
     """
-    from mim_jax import config as configs
     from mim_jax import data, experiment
 
     config = configs.override(configs.load(base), experiment.Experiment, list(assignments))

@@ -32,7 +32,6 @@ GROUPINGS = {
 
 __all__ = [
     'GROUPINGS',
-    'NO_NETWORK',
     'Grouping',
     'Morphing',
     'bipartite_groups',
@@ -86,14 +85,13 @@ class Morphing:
             if getattr(self, name) < 1:
                 raise ValueError(f'{name} = {getattr(self, name)}: it must be at least 1.')
 
-    @property
-    def inside_network(self):
-        """Whether tokens are merged inside the network that computes the target."""
-        return self.schedule != 'none' and isinstance(self.grouping, Layerwise)
-
-    def check(self, num_tokens):
-        """Raises UserError where a schedule asks for more tokens than an image has."""
+    def check(self, num_tokens, *, network=False):
+        """Raises UserError where a schedule asks for more tokens than an image has, or the grouping
+        for a target whose `network` can be merged.
+        """
         self._bounds(num_tokens)
+        if self.schedule != 'none' and isinstance(self.grouping, Layerwise) and not network:
+            raise UserError(NO_NETWORK)
 
     def draw(self, key, *, num_tokens):
         """One schedule `(tokens_per_step, num_steps)`, int32 scalars, shared by a whole batch.
@@ -167,6 +165,15 @@ class Morphing:
             found.append(self.grouping.with_target(target, traced, **given)[1])
             titles.append(self.grouping.title(num_tokens, schedule))
         return jnp.stack(found), tuple(titles)
+
+    def pictures(self, target, **given):
+        """What of this an objective's `pictures` shows: nothing where tokens stay alone, else
+        `groups` and `group_titles` of `examples`, whose arguments these are.
+        """
+        if self.schedule == 'none':
+            return {}
+        groups, titles = self.examples(target, **given)
+        return {'groups': groups, 'group_titles': titles}
 
     def _grouped(self, key, target, keys, **given):
         schedule = self.draw(key, num_tokens=target.shape[1])

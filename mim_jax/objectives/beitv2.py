@@ -21,7 +21,7 @@ from mim_jax.models.blocks import drop_path_factors, layer_norm
 from mim_jax.models.decoders import PatchAggregation
 from mim_jax.models.heads import TokenHead
 from mim_jax.models.vit import ViT
-from mim_jax.morphing import NO_NETWORK, Morphing
+from mim_jax.morphing import Morphing
 from mim_jax.objectives.base import Batch, Objective, Variables
 from mim_jax.objectives.targeted import Targeted
 from mim_jax.targets.tokenizer import Tokenizer
@@ -61,8 +61,6 @@ class BEiTv2(Targeted):
                 f'config.objective.branch_layer = {self.branch_layer}: the encoder has '
                 f'{encoder.depth} blocks; choose one before the last.'
             )
-        if self.morphing.inside_network:
-            raise UserError(NO_NETWORK)
         bound = super().bind(encoder, inputs)
         self.masking.count(bound.grid)  # says what is wrong where the mask does not fit the grid
         self.morphing.check(bound.grid[0] * bound.grid[1])
@@ -91,14 +89,7 @@ class BEiTv2(Targeted):
         with jax.named_scope('morphing'):
             # The head is linear: the mean of a group's tokens gives the mean of their logits.
             tokens = jnp.concatenate(outputs, axis=-1)
-            pairs = self.morphing.pairs(
-                key,
-                tokens,
-                encodings,
-                keys=keys.named(batch['keys'], 'morphing'),
-                images=images,
-                grid=self.grid,
-            )
+            pairs = self.morphing.pairs(key, tokens, encodings, **self.morphed(batch))
         for tokens, encodings in pairs:
             codes = self.target.codes(encodings, variables=variables)
             codes = jnp.take_along_axis(codes, hidden[..., 0], axis=1)
@@ -156,15 +147,12 @@ class BEiTv2(Targeted):
     ) -> dict[str, Any]:
         images = batch['images']
         seen = {'mask': self.masking(keys.named(batch['keys'], 'mask'), grid=self.grid)}
-        if self.morphing.schedule != 'none':
-            groups, titles = self.morphing.examples(
-                self.targets(variables, images),
-                keys=keys.named(batch['keys'], 'morphing'),
-                images=images,
-                grid=self.grid,
-            )
-            seen |= {'groups': groups, 'group_titles': titles}
-        return seen
+        return seen | self.morphing.pictures(self.targets(variables, images), **self.morphed(batch))
+
+    def morphed(self, batch: Batch) -> dict[str, Any]:
+        """What a grouping may look at beside the encodings."""
+        named = keys.named(batch['keys'], 'morphing')
+        return {'keys': named, 'images': batch['images'], 'grid': self.grid}
 
     def _head(self) -> TokenHead:
         return TokenHead(self.target.num_codes, self.encoder.initialization, self.encoder.dtype)

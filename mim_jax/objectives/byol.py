@@ -12,12 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from mim_jax import keys
-from mim_jax.errors import UserError
 from mim_jax.inputs import Inputs
 from mim_jax.losses import token_distance
 from mim_jax.models.heads import MLPHead
 from mim_jax.models.vit import ViT
-from mim_jax.morphing import NO_NETWORK, Morphing
+from mim_jax.morphing import Morphing
 from mim_jax.objectives.base import Batch, Objective, Variables
 
 
@@ -62,8 +61,6 @@ class BYOL(Objective):
         return 2
 
     def bind(self, encoder: ViT, inputs: Inputs) -> Objective:
-        if self.morphing.inside_network:
-            raise UserError(NO_NETWORK)
         bound = super().bind(encoder, inputs)
         self.morphing.check(bound.grid[0] * bound.grid[1])
         return bound
@@ -128,14 +125,10 @@ class BYOL(Objective):
     def pictures(
         self, variables: Variables, batch: Batch, key: jax.Array, step: jax.Array
     ) -> dict[str, Any]:
-        if self.morphing.schedule == 'none':
-            return {}
         images = batch['images']
         target, _ = self.projections(variables['ema'], images)
-        groups, titles = self.morphing.examples(
-            target, keys=keys.named(batch['keys'], 'morphing0'), images=images, grid=self.grid
-        )
-        return {'groups': groups, 'group_titles': titles}
+        own = keys.named(batch['keys'], 'morphing0')
+        return self.morphing.pictures(target, keys=own, images=images, grid=self.grid)
 
     def _apply(self, params: Any, head: str, x: jax.Array) -> jax.Array:
         return self._head().apply({'params': params[head]}, x)

@@ -13,7 +13,7 @@ from mim_jax.inputs import Inputs
 from mim_jax.losses import masked_mean, token_distance
 from mim_jax.models.heads import TokenHead
 from mim_jax.models.vit import ViT
-from mim_jax.morphing import NO_NETWORK, Morphing
+from mim_jax.morphing import Morphing
 from mim_jax.objectives.base import Batch, Objective, Variables
 from mim_jax.objectives.targeted import Targeted
 
@@ -35,9 +35,8 @@ class TokenPrediction(Targeted):
     def bind(self, encoder: ViT, inputs: Inputs) -> Objective:
         bound = super().bind(encoder, inputs)
         self.masking.count(bound.grid)  # says what is wrong where the mask does not fit the grid
-        self.morphing.check(bound.grid[0] * bound.grid[1])
-        if self.morphing.inside_network and not hasattr(self.target, 'merged'):
-            raise UserError(NO_NETWORK)
+        num_tokens = bound.grid[0] * bound.grid[1]
+        self.morphing.check(num_tokens, network=hasattr(self.target, 'merged'))
         return bound
 
     def predict(
@@ -61,15 +60,8 @@ class TokenPrediction(Targeted):
         with jax.named_scope('target'):
             target = self.targets(variables, images)
         with jax.named_scope('morphing'):
-            pairs = self.morphing.pairs(
-                key,
-                prediction,
-                target,
-                keys=keys.named(batch['keys'], 'morphing'),
-                images=images,
-                grid=self.grid,
-                merged=functools.partial(self.merged_targets, variables, images),
-            )
+            given = self.morphed(variables, batch)
+            pairs = self.morphing.pairs(key, prediction, target, **given)
             losses = [
                 self.reduce(token_distance(p, t, distance=self.distance), mask) for p, t in pairs
             ]
@@ -87,16 +79,18 @@ class TokenPrediction(Targeted):
                 prediction, images, inputs=self.inputs, encoder=self.encoder
             )
             seen['reconstruction'] = jnp.clip(shown, 0, 1)
-        if self.morphing.schedule != 'none':
-            groups, titles = self.morphing.examples(
-                self.targets(variables, images),
-                keys=keys.named(batch['keys'], 'morphing'),
-                images=images,
-                grid=self.grid,
-                merged=functools.partial(self.merged_targets, variables, images),
-            )
-            seen |= {'groups': groups, 'group_titles': titles}
-        return seen
+        return seen | self.morphing.pictures(
+            self.targets(variables, images), **self.morphed(variables, batch)
+        )
+
+    def morphed(self, variables: Variables, batch: Batch) -> dict[str, Any]:
+        """What a grouping may look at beside the target."""
+        return {
+            'keys': keys.named(batch['keys'], 'morphing'),
+            'images': batch['images'],
+            'grid': self.grid,
+            'merged': functools.partial(self.merged_targets, variables, batch['images']),
+        }
 
 
 class MaskTokenPrediction(TokenPrediction):

@@ -7,16 +7,12 @@ class; `predicted` [B,N] are class numbers.
 import jax
 import jax.numpy as jnp
 
+from mim_jax.losses import unit
+
 
 def cosines(tokens: jax.Array, directions: jax.Array) -> jax.Array:
     """Cosine [B,N,C] of every token with every direction; 0 for a token of norm zero."""
     return jnp.einsum('bnd,cd->bnc', unit(tokens), directions, precision='highest')
-
-
-def unit(vectors: jax.Array) -> jax.Array:
-    """Vectors [...,D] made unit length; those of norm zero stay zero."""
-    norm = jnp.linalg.norm(vectors, axis=-1, keepdims=True)
-    return vectors / jnp.where(norm > 0, norm, 1)
 
 
 def accuracy(predicted: jax.Array, labels: jax.Array) -> jax.Array:

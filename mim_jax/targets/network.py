@@ -16,9 +16,7 @@ from mim_jax.models.vit import ViT
 from mim_jax.morphing import merges_per_step
 from mim_jax.targets.base import Target
 from mim_jax.weights import native
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from mim_jax.weights.naming import IMAGENET
 
 
 def network_tokens(params, images, *, model, layer=None, num_merged=None):
@@ -117,8 +115,8 @@ class Teacher(Target):
     layer: int | None = None  # tokens after that many blocks; None: the model's output
     projection: int | None = None  # width of a linear map on the output (CLIP's image projection)
     normalization: str = 'own'
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET[0]
+    std: tuple[float, ...] = IMAGENET[1]
     input_size: tuple[int, ...] | None = None  # (height, width); None: the student's
 
     def __post_init__(self):

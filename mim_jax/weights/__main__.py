@@ -19,6 +19,7 @@ import dataclasses
 import math
 import sys
 
+from mim_jax import config as configs
 from mim_jax.errors import UserError
 
 SECTIONS = {'random': '--config.', 'import': '--model.', 'inspect': '--model.'}
@@ -63,21 +64,13 @@ def parse(arguments):
     four = commands.add_parser('inspect', help='what a file holds')
     four.add_argument('file', metavar='FILE_OR_DIR')
     options, rest = parser.parse_known_args(arguments)
-    section = SECTIONS.get(options.command)
-    assignments = []
-    for argument in rest:
-        name, equals, value = argument.partition('=')
-        if not section or not name.startswith(section) or not equals:
-            parser.error(f'unrecognized argument: {argument}')
-        assignments.append((name.removeprefix(section), value))
-    return options, assignments
+    return options, configs.assignments(rest, prefix=SECTIONS.get(options.command, ''))
 
 
 def random(config, out, assignments=(), *, seed=0, dtype='float32'):
     """Writes random weights for the teacher of the config file `config` to `out`."""
     import jax
 
-    from mim_jax import config as configs
     from mim_jax.experiment import Experiment, from_config, make_inputs
     from mim_jax.targets import Teacher
     from mim_jax.weights import native
