@@ -28,7 +28,7 @@ def get_config(scale='vitb'):
     config.model.update(PLAIN)
     objective = config.objective
     objective.masking.ratio = 0.75
-    objective.distance = 'cosine'
+    objective.distance.name = 'cosine'
     objective.morphing.schedule = 'random'
     objective.decoder.update(DECODERS[scale])
     with objective.unlocked():

@@ -92,16 +92,6 @@ class Experiment:
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
 
 
-# What may change between two starts in one work directory: nothing here alters the numbers of the
-# run beyond the order of floating-point sums.
-RESUMABLE = (
-    r'(mesh|checkpoint|eval|log)\.',
-    r'data\.(workers|threads|prefetch|max_corrupt_share|path|eval_split|eval_crop)',
-    r'(model|objective\.decoder|objective\..*\.model)\.(scan|remat)',
-    r'objective\..*\.weights',
-)
-
-
 def default_config(objective: str) -> ConfigDict:
     """A config with every field of every section at its default, for one of OBJECTIVES."""
     config = configs.written(Experiment(objective=OBJECTIVES[objective]()))

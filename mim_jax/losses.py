@@ -1,8 +1,9 @@
 """Distances between tokens, and their reductions; all in float32."""
 
+import dataclasses
+
 import jax.numpy as jnp
 
-SMOOTH_L1_BETA = 2.0
 NORM_EPS = 1e-12
 
 
@@ -21,28 +22,58 @@ def unit(x):
     return x / jnp.sqrt(jnp.where(squares > NORM_EPS**2, squares, 1.0))
 
 
-def smooth_l1(difference, *, beta=SMOOTH_L1_BETA):
+def smooth_l1(difference, *, beta):
     """Element-wise x^2 / (2 beta) where |x| < beta, |x| - beta/2 elsewhere."""
     size = jnp.abs(difference)
     return jnp.where(size < beta, 0.5 * difference**2 / beta, size - 0.5 * beta)
 
 
-DISTANCES = {
-    'cosine': cosine_distance,
-    'l1': lambda p, t: jnp.abs(p - t).mean(axis=-1),
-    'l2': lambda p, t: ((p - t) ** 2).mean(axis=-1),
-    'smooth_l1': lambda p, t: smooth_l1(p - t).mean(axis=-1),
-}
+class Distance:
+    """Of every token: prediction and target [...,D] to float32 [...]. A choice of a config."""
+
+    def __call__(self, prediction, target):
+        return self.between(prediction.astype(jnp.float32), target.astype(jnp.float32))
 
 
-def token_distance(prediction, target, *, distance):
-    """Distance of every token: prediction and target [B,N,D] to float32 [B,N].
+@dataclasses.dataclass(frozen=True)
+class Cosine(Distance):
+    """1 - cosine; a zero vector has cosine 0."""
 
-    'cosine' is 1 - cosine; 'l1', 'l2' and 'smooth_l1' (beta 2) are means over D.
-    """
-    if distance not in DISTANCES:
-        raise ValueError(f'distance is {distance!r}, allowed: {", ".join(DISTANCES)}')
-    return DISTANCES[distance](prediction.astype(jnp.float32), target.astype(jnp.float32))
+    def between(self, prediction, target):
+        return cosine_distance(prediction, target)
+
+
+@dataclasses.dataclass(frozen=True)
+class L1(Distance):
+    """Mean of the absolute differences."""
+
+    def between(self, prediction, target):
+        return jnp.abs(prediction - target).mean(axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class L2(Distance):
+    """Mean of the squared differences."""
+
+    def between(self, prediction, target):
+        return ((prediction - target) ** 2).mean(axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class SmoothL1(Distance):
+    """Mean of `smooth_l1`; beta is where the square turns into the line (2 in DTM's code)."""
+
+    beta: float = 2.0
+
+    def __post_init__(self):
+        if not self.beta > 0:
+            raise ValueError(f'beta = {self.beta} must be above 0.')
+
+    def between(self, prediction, target):
+        return smooth_l1(prediction - target, beta=self.beta).mean(axis=-1)
+
+
+DISTANCES = {'cosine': Cosine, 'l1': L1, 'l2': L2, 'smooth_l1': SmoothL1}
 
 
 def masked_mean(values, mask):

@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mim_jax import work_directory
 from mim_jax.errors import UserError
 from mim_jax.inputs import Inputs
 from mim_jax.targets import Teacher
-from mim_jax.weights import native
+from mim_jax.weights import encoders, native
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +72,8 @@ def load(
             f'{flag}: there is no such file or directory; it names a weight file of '
             '`python -m mim_jax.weights`, a directory that it imported, or a work directory'
         )
-    known, size = native.load_normalization(path, assumed=True), _image_size(path)
-    fields, params = native.load_encoder(path)
+    known, size = encoders.load_normalization(path, assumed=True), _image_size(path)
+    fields, params = encoders.load_encoder(path)
     model = _vit(fields | (model or {}), flag=flag)
     channels = _channels(params, model, flag=flag)
     normalization = {
@@ -83,20 +84,20 @@ def load(
         raise UserError(f'--std={normalization["std"]}: every number must be above 0')
     projection = params.get('projection')
     width = None if projection is None else projection['kernel'].shape[1]
+    inputs = Inputs(model.patch_size, channels, **normalization)
     teacher = Teacher(weights=str(path), model=model, projection=width, **normalization)
-    inputs = Inputs(model.patch_size, channels, teacher.mean, teacher.std)
-    params = teacher.checked(params, inputs, what=flag)
+    # On its own a teacher is its own student: tokens stay on its grid.
+    teacher = teacher.bind(model, inputs)
+    params = teacher.fitted(params, what=flag)
     size = size or _size_of_tables(params, model)
     return Loaded(teacher, params, channels, size)
 
 
 def _image_size(path):
     """(height, width) of a run's images, None for a weight file."""
-    if not native.encoder_file(path).is_dir():
+    if not encoders.encoder_file(path).is_dir():
         return None
-    from mim_jax import work_directory  # heavy: the whole program
-
-    return tuple(work_directory.read_config(path).data.image_size)
+    return tuple(work_directory.section(path, 'data')['image_size'])
 
 
 def _vit(fields, *, flag):

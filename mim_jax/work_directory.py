@@ -1,29 +1,35 @@
-"""A work directory: the config it belongs to, and what can be read back from it."""
+"""A work directory: the config it belongs to, and the encoder in it; neither needs the program."""
 
-import dataclasses
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
-from mim_jax import checkpoints, config, data, experiment
+from mim_jax import checkpoints, config
 from mim_jax.errors import UserError
-from mim_jax.experiment import Experiment
+from mim_jax.folders import check_folder
 from mim_jax.models.vit import ViT
-from mim_jax.program import Program
-from mim_jax.sharding import MeshConfig
-from mim_jax.weights.folders import check_folder
 
 CONFIG_FILE = 'config.json'
 SECTIONS = ('data', 'objective', 'model')  # some that every run's config has
 
+# What may change between two starts in one work directory: nothing here alters the numbers of the
+# run beyond the order of floating-point sums.
+RESUMABLE = (
+    r'(mesh|checkpoint|eval|log)\.',
+    r'data\.(workers|threads|prefetch|max_corrupt_share|path|eval_split|eval_crop)',
+    r'(model|objective)\.([^:]*\.)?(scan|remat):',  # of every network that a method has
+    r'objective\.([^:]*\.)?weights:',  # a file may have moved
+)
 
-def claim(workdir: str | Path, run: Experiment) -> None:
-    """Writes the config of a run into its work directory, or checks that it belongs there.
+
+def claim(workdir: str | Path, run: Any) -> None:
+    """Writes the config of a run (an `Experiment`) into its work directory, or checks that it
+    belongs there.
 
     Raises UserError as `check` does, and where `workdir` cannot be a directory to write in; nothing
     is written then.
@@ -39,18 +45,17 @@ def claim(workdir: str | Path, run: Experiment) -> None:
         os.replace(temporary, path)
 
 
-def check(workdir: str | Path, run: Experiment) -> None:
+def check(workdir: str | Path, run: Any) -> None:
     """Raises UserError, naming the fields, where a work directory holds a run of another config.
 
-    Fields that do not alter the numbers of a run may differ (`experiment.RESUMABLE`).
+    Fields that do not alter the numbers of a run may differ (RESUMABLE).
     """
-    path = Path(workdir) / CONFIG_FILE
-    if not path.exists():
+    if not (Path(workdir) / CONFIG_FILE).exists():
         return
     changed = [
         line
-        for line in config.differences(_read(path), as_dict(run))
-        if not any(re.match(pattern, line) for pattern in experiment.RESUMABLE)
+        for line in config.differences(read(workdir), as_dict(run))
+        if not any(re.match(pattern, line) for pattern in RESUMABLE)
     ]
     if changed:
         raise UserError(
@@ -59,51 +64,21 @@ def check(workdir: str | Path, run: Experiment) -> None:
         )
 
 
-def as_dict(run: Experiment) -> dict[str, Any]:
+def as_dict(run: Any) -> dict[str, Any]:
     """The resolved config as plain JSON values."""
     return json.loads(json.dumps(config.written(run).to_dict()))
 
 
-def read_config(workdir: str | Path) -> Experiment:
-    """The config of the run in a work directory. Raises UserError if there is none."""
+def read(workdir: str | Path) -> dict[str, Any]:
+    """The config of the run in a work directory, as plain values. Raises UserError if there is
+    none.
+    """
     path = Path(workdir) / CONFIG_FILE
     if not path.exists():
         raise UserError(
             f'{workdir}: there is no {CONFIG_FILE}, so this is not a work directory of '
             'mim_jax.main; name one in which a run was started.'
         )
-    return experiment.from_config(ConfigDict(_read(path)))
-
-
-def restore_run(
-    workdir: str | Path, *, step: int | None = None
-) -> tuple[Program, dict[str, Any], int]:
-    """The program of a finished or running run, its variables (frozen networks included), its step.
-
-    Raises UserError when the directory holds no run, no such checkpoint, or the data is gone.
-    """
-    run = read_config(workdir)
-    variables, step = checkpoints.restore_variables(workdir, step=step)
-    source = data.make_source(run.data, split=run.data.split)
-    # Looking at a run takes one device, whatever it was trained on.
-    run = dataclasses.replace(run, mesh=MeshConfig(data=1))
-    program = Program.make(
-        run,
-        epoch_examples=len(source),
-        num_classes=source.num_classes,
-        devices=jax.local_devices()[:1],
-    )
-    return program, {**program.pretrained(), **variables}, step
-
-
-def load_encoder(workdir: str | Path) -> tuple[ViT, Any]:
-    """The encoder of a run and its parameters (host arrays), averaged if the run averages."""
-    run = read_config(workdir)
-    variables, _ = checkpoints.restore_variables(workdir)
-    return run.model, variables.get('ema', variables['params'])['encoder']
-
-
-def _read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding='utf-8'))
     except ValueError as error:
@@ -117,3 +92,16 @@ def _read(path: Path) -> dict[str, Any]:
             'reads them.'
         )
     return found
+
+
+def section(workdir: str | Path, name: str) -> Mapping[str, Any]:
+    """One of SECTIONS of the run's config, as plain values. Raises UserError as `read` does."""
+    return read(workdir)[name]
+
+
+def load_encoder(workdir: str | Path) -> tuple[ViT, Any]:
+    """The encoder of a run and its parameters (host arrays), averaged if the run averages it."""
+    model = config.build(ViT, section(workdir, 'model'), path='model')
+    variables, _ = checkpoints.restore_variables(workdir)
+    averaged = variables.get('ema', {})
+    return model, (averaged if 'encoder' in averaged else variables['params'])['encoder']

@@ -33,10 +33,11 @@ def teacher_file(tmp_path_factory):
     from mim_jax.targets import Teacher
     from mim_jax.weights import native
 
-    teacher = Teacher(model=ViT(**TEACHER), projection=TEACHER_PROJECTION)
     inputs = Inputs((32, 32), 3, (0.5,) * 3, (0.25,) * 3)
+    teacher = Teacher(model=ViT(**TEACHER), projection=TEACHER_PROJECTION)
+    teacher = teacher.bind(teacher.model, inputs)
     path = tmp_path_factory.mktemp('teacher') / 'teacher.safetensors'
-    params = jax.jit(teacher.init, static_argnums=1)(jax.random.key(7), inputs)
+    params = jax.jit(teacher.init)(jax.random.key(7))
     native.save(path, params, metadata=native.encoder_metadata(teacher.model))
     return path
 

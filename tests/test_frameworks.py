@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from mim_jax import config, experiment, main, work_directory
+from mim_jax import config, experiment, main, runs
 
 CONFIGS = Path(__file__).parent.parent / 'configs'
 SHORT = [
@@ -62,7 +62,7 @@ def test_a_tokenizer_and_beitv2_on_its_codes(train):
     assert values[2]['train/restoration'] < 2 and values[2]['train/codes_used'] <= 1
     weights = f'--config.objective.target.weights={tokenizer}'
     workdir, _ = train('beitv2.py:embedded', weights)
-    _, variables, step = work_directory.restore_run(workdir)
+    _, variables, step = runs.restore_run(workdir)
     assert step == 2 and variables['teacher']['codes'].shape == (64, 8)
 
 

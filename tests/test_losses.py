@@ -21,9 +21,9 @@ def by_hand(p, t, distance):
     return np.mean([0.25 * x * x if x < 2 else x - 1 for x in d])
 
 
-@pytest.mark.parametrize('distance', ['cosine', 'l1', 'l2', 'smooth_l1'])
+@pytest.mark.parametrize('distance', losses.DISTANCES)
 def test_token_distances(distance):
-    values = losses.token_distance(PREDICTION, TARGET, distance=distance)
+    values = losses.DISTANCES[distance]()(PREDICTION, TARGET)
     assert values.shape == (2, 3) and values.dtype == np.float32
     for b in range(2):
         for n in range(3):
@@ -33,13 +33,17 @@ def test_token_distances(distance):
 
 def test_half_precision_inputs_are_compared_in_float32():
     half = PREDICTION.astype(np.float16)
-    expected = losses.token_distance(half.astype(np.float32), TARGET, distance='l2')
-    np.testing.assert_array_equal(losses.token_distance(half, TARGET, distance='l2'), expected)
+    expected = losses.L2()(half.astype(np.float32), TARGET)
+    np.testing.assert_array_equal(losses.L2()(half, TARGET), expected)
 
 
-def test_unknown_distance_is_refused():
-    with pytest.raises(ValueError, match='allowed: cosine, l1, l2, smooth_l1'):
-        losses.token_distance(PREDICTION, TARGET, distance='l3')
+def test_the_turn_of_smooth_l1_is_a_choice():
+    zeros = np.zeros(4, np.float32)
+    # Below beta x^2 / (2 beta), above it x - beta / 2.
+    found = losses.SmoothL1(beta=0.5)(np.float32([0.25, 0.5, 1, 4]), zeros)
+    np.testing.assert_allclose(found, np.mean([0.0625, 0.25, 0.75, 3.75]), rtol=1e-6)
+    with pytest.raises(ValueError, match='beta = 0 must be above 0'):
+        losses.SmoothL1(beta=0)
 
 
 def test_cosine_of_a_zero_vector_is_zero_with_finite_gradient():

@@ -19,7 +19,8 @@ QUARTER = json.dumps([0.25, 0.25, 0.25])
 def save(path, *, model, channels=3, size=(32, 48), metadata, drop=None):
     """A teacher of random weights."""
     inputs = Inputs(size, channels, (0.5,) * channels, (0.25,) * channels)
-    params = jax.jit(Teacher(model=model).init, static_argnums=1)(jax.random.key(0), inputs)
+    teacher = Teacher(model=model, mean=inputs.mean, std=inputs.std).bind(model, inputs)
+    params = jax.jit(teacher.init)(jax.random.key(0))
     params.pop(drop, None)
     native.save(path, params, metadata=metadata)
     return path
@@ -56,8 +57,10 @@ def test_tokens_are_those_of_the_teacher_in_a_config(teacher_file):
         mean=(0.5,) * 3,
         std=(0.25,) * 3,
     )
-    assert loaded.image_size is None and loaded.teacher == written
-    params = written.load(Inputs((32, 32), 3, (0.5,) * 3, (0.25,) * 3))
+    bound = written.bind(written.model, loaded.teacher.inputs)
+    assert loaded.image_size is None and loaded.teacher == bound
+    written = written.bind(written.model, Inputs((32, 32), 3, (0.5,) * 3, (0.25,) * 3))
+    params = written.load()
     images = jax.random.uniform(jax.random.key(0), (2, 32, 32, 3))
     tokens = loaded.teacher.tokens(loaded.params, images)
     np.testing.assert_array_equal(tokens, written.tokens(params, images))

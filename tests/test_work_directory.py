@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mim_jax import work_directory
+from mim_jax import runs, work_directory
 from mim_jax.errors import UserError
 from mim_jax.experiment import Experiment
 
@@ -15,7 +15,7 @@ def test_a_claimed_directory_says_its_run(tmp_path):
     workdir = tmp_path / 'deep' / 'work'
     work_directory.claim(workdir, Experiment(seed=5))
     work_directory.claim(workdir, Experiment(seed=5))
-    assert work_directory.read_config(workdir) == Experiment(seed=5)
+    assert runs.read_config(workdir) == Experiment(seed=5)
     with pytest.raises(UserError, match='seed: 5 -> 6'):
         work_directory.claim(workdir, Experiment(seed=6))
 
@@ -33,7 +33,7 @@ def test_a_config_that_is_not_of_a_run(content, tmp_path):
     path = tmp_path / work_directory.CONFIG_FILE
     path.write_text(content)
     for read in (
-        work_directory.read_config,
+        runs.read_config,
         work_directory.load_encoder,
         lambda workdir: work_directory.claim(workdir, Experiment()),
     ):
@@ -46,4 +46,4 @@ def test_a_damaged_config(tmp_path):
     for content in (b'{"seed": 1', b'\xff\xfe'):
         (tmp_path / work_directory.CONFIG_FILE).write_bytes(content)
         with pytest.raises(UserError, match='config.json cannot be read'):
-            work_directory.read_config(tmp_path)
+            runs.read_config(tmp_path)

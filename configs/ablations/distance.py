@@ -8,8 +8,8 @@ runs it on the embedded scenes; other bases as in main.py.
 BASE = 'configs/quickstart.py'
 
 ROWS = {
-    'cosine': {'objective.distance': 'cosine'},
-    'L1': {'objective.distance': 'l1'},
-    'L2': {'objective.distance': 'l2'},
-    'smooth L1': {'objective.distance': 'smooth_l1'},
+    'cosine': {'objective.distance.name': 'cosine'},
+    'L1': {'objective.distance.name': 'l1'},
+    'L2': {'objective.distance.name': 'l2'},
+    'smooth L1': {'objective.distance.name': 'smooth_l1'},
 }

@@ -15,11 +15,11 @@ ROWS = {
     'HOG': {
         'objective.target.name': 'hog',
         'objective.target.cells': '1,1',
-        'objective.distance': 'l2',
+        'objective.distance.name': 'l2',
     },
     'pixels': {
         'objective.target.name': 'pixels',
         'objective.target.normalize': 'true',
-        'objective.distance': 'l2',
+        'objective.distance.name': 'l2',
     },
 }

@@ -6,14 +6,15 @@ group means.
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from mim_jax import keys
+from mim_jax.config import choice
 from mim_jax.inputs import Inputs
-from mim_jax.losses import token_distance
+from mim_jax.losses import DISTANCES, cosine_distance
 from mim_jax.models.heads import MLPHead
 from mim_jax.models.vit import ViT
 from mim_jax.morphing import Morphing
@@ -32,7 +33,7 @@ class BYOL(Objective):
     morphing: groups of the average's token projections.
     projection, hidden: widths of projections and of the heads' hidden layers.
     token_weight, pooled_weight: of the two alignments in the loss.
-    distance: of tokens, see `losses.token_distance`; of pooled projections it is the cosine. Half
+    distance: of tokens, one of DISTANCES; of pooled projections it is the cosine. Half
       of BYOL's squared distance between unit vectors is 1 - cosine.
     """
 
@@ -41,7 +42,7 @@ class BYOL(Objective):
     hidden: int = 4096
     token_weight: float = 1.0
     pooled_weight: float = 1.0
-    distance: Literal['cosine', 'l1', 'l2', 'smooth_l1'] = 'cosine'
+    distance: Any = choice(DISTANCES, 'cosine')
 
     def __post_init__(self):
         for name in ('projection', 'hidden'):
@@ -98,11 +99,9 @@ class BYOL(Objective):
                 images=aimed,
                 grid=self.grid,
             )
-            distances = [token_distance(p, t, distance=self.distance).mean() for p, t in pairs]
+            distances = [self.distance(p, t).mean() for p, t in pairs]
             token_losses.append(sum(distances) / len(distances))
-            pooled_losses.append(
-                token_distance(pooled_prediction, pooled_target, distance='cosine').mean()
-            )
+            pooled_losses.append(cosine_distance(pooled_prediction, pooled_target).mean())
         token, pooled = (sum(losses) / 2 for losses in (token_losses, pooled_losses))
         loss = self.token_weight * token + self.pooled_weight * pooled
         return loss, {'token_loss': token, 'pooled_loss': pooled}, {}

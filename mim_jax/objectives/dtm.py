@@ -11,7 +11,7 @@ from typing import Any, Literal
 import jax
 
 from mim_jax.config import choice
-from mim_jax.losses import standardize_tokens
+from mim_jax.losses import DISTANCES, standardize_tokens
 from mim_jax.masking import MASKINGS
 from mim_jax.morphing import Morphing
 from mim_jax.objectives.token_prediction import MaskTokenPrediction
@@ -30,7 +30,7 @@ class DTM(MaskTokenPrediction):
     masking: Any = choice(MASKINGS, 'block')
     target: Any = choice(TARGETS, 'teacher')
     morphing: Morphing = dataclasses.field(default_factory=Morphing)
-    distance: Literal['cosine', 'l1', 'l2', 'smooth_l1'] = 'cosine'
+    distance: Any = choice(DISTANCES, 'cosine')
     loss_on: Literal['hidden', 'all'] = 'all'
     standardize_target: bool = False
 

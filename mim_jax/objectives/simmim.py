@@ -1,9 +1,10 @@
 """SimMIM (Xie et al., CVPR 2022): mask tokens, a linear head, L1 on the hidden patches' pixels."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 from mim_jax.config import choice
+from mim_jax.losses import DISTANCES
 from mim_jax.masking import MASKINGS
 from mim_jax.objectives.token_prediction import MaskTokenPrediction
 from mim_jax.targets import TARGETS, Pixels
@@ -15,4 +16,4 @@ class SimMIM(MaskTokenPrediction):
 
     masking: Any = choice(MASKINGS, 'grid')
     target: Any = choice(TARGETS, Pixels(normalize=False))
-    distance: Literal['cosine', 'l1', 'l2', 'smooth_l1'] = 'l1'
+    distance: Any = choice(DISTANCES, 'l1')

@@ -28,8 +28,8 @@ class Targeted(Objective):
         return self.target.needs_ema
 
     def bind(self, encoder: ViT, inputs: Inputs) -> Objective:
-        self.target.check(encoder=encoder, inputs=inputs)
-        return super().bind(encoder, inputs)
+        target = self.target.bind(encoder, inputs)
+        return dataclasses.replace(super().bind(encoder, inputs), target=target)
 
     def init_predictor(self, key: jax.Array, features: int) -> Variables:
         """Parameters beside the encoder's, for targets of `features` numbers."""
@@ -38,7 +38,7 @@ class Targeted(Objective):
     def init(self, key: jax.Array, images: Any) -> Variables:
         encoder = self.encoder.init(keys.named(key, 'encoder'), images)['params']
         variables = {'params': {'encoder': encoder}}
-        teacher = self.target.init(keys.named(key, 'teacher'), self.inputs)
+        teacher = self.target.init(keys.named(key, 'teacher'))
         if teacher:
             variables['teacher'] = teacher
         features = self.target_width(variables, images)
@@ -46,21 +46,18 @@ class Targeted(Objective):
         return variables
 
     def pretrained(self) -> Variables:
-        teacher = self.target.load(self.inputs)
+        teacher = self.target.load()
         return {'teacher': teacher} if teacher else {}
 
     def targets(self, variables: Variables, images: jax.Array) -> jax.Array:
         """Target float32 [B,N,D] for images [B,H,W,C] in [0, 1]; no gradient flows into it."""
-        target = self.target(images, inputs=self.inputs, encoder=self.encoder, variables=variables)
-        return self.finish(target)
+        return self.finish(self.target(variables, images))
 
     def merged_targets(
         self, variables: Variables, images: jax.Array, num_merged: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """Target and groups [B,N] int32, `num_merged` tokens merged inside the target's network."""
-        target, groups = self.target.merged(
-            images, num_merged, inputs=self.inputs, encoder=self.encoder, variables=variables
-        )
+        target, groups = self.target.merged(variables, images, num_merged)
         return self.finish(target), groups
 
     def finish(self, target: jax.Array) -> jax.Array:

@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from mim_jax import keys
+from mim_jax.config import choice
 from mim_jax.errors import UserError
 from mim_jax.inputs import Inputs
-from mim_jax.losses import masked_mean, token_distance
+from mim_jax.losses import DISTANCES, masked_mean
+from mim_jax.masking import MASKINGS
 from mim_jax.models.heads import TokenHead
 from mim_jax.models.vit import ViT
 from mim_jax.morphing import Morphing
@@ -23,13 +25,15 @@ class TokenPrediction(Targeted):
     """Predicts a target at every patch; a method adds how tokens are hidden and predicted.
 
     morphing: groups over which prediction and target are averaged before they are compared.
-    distance: between the tokens of prediction and target, see `losses.token_distance`.
+    masking: which tokens are hidden, one of MASKINGS.
+    distance: between the tokens of prediction and target, one of DISTANCES.
     loss_on: the tokens whose distances are averaged; after morphing a token stands for its group,
       so that with 'all' a group weighs as much as it has tokens.
     """
 
+    masking: Any = choice(MASKINGS, 'random')
     morphing: Morphing = dataclasses.field(default_factory=lambda: Morphing(schedule='none'))
-    distance: Literal['cosine', 'l1', 'l2', 'smooth_l1'] = 'l2'
+    distance: Any = choice(DISTANCES, 'l2')
     loss_on: Literal['hidden', 'all'] = 'hidden'
 
     def bind(self, encoder: ViT, inputs: Inputs) -> Objective:
@@ -62,9 +66,7 @@ class TokenPrediction(Targeted):
         with jax.named_scope('morphing'):
             given = self.morphed(variables, batch)
             pairs = self.morphing.pairs(key, prediction, target, **given)
-            losses = [
-                self.reduce(token_distance(p, t, distance=self.distance), mask) for p, t in pairs
-            ]
+            losses = [self.reduce(self.distance(p, t), mask) for p, t in pairs]
         return jnp.mean(jnp.stack(losses)), {}, {}
 
     def pictures(
@@ -75,10 +77,7 @@ class TokenPrediction(Targeted):
         seen = {'mask': mask}
         if hasattr(self.target, 'to_images'):
             prediction = self.predict(variables, images, mask)
-            shown = self.target.to_images(
-                prediction, images, inputs=self.inputs, encoder=self.encoder
-            )
-            seen['reconstruction'] = jnp.clip(shown, 0, 1)
+            seen['reconstruction'] = jnp.clip(self.target.to_images(prediction, images), 0, 1)
         return seen | self.morphing.pictures(
             self.targets(variables, images), **self.morphed(variables, batch)
         )

@@ -15,7 +15,7 @@ from mim_jax import keys
 from mim_jax.config import choice
 from mim_jax.errors import UserError
 from mim_jax.inputs import Inputs
-from mim_jax.losses import token_distance
+from mim_jax.losses import cosine_distance
 from mim_jax.models.heads import MLPHead
 from mim_jax.models.quantizer import Quantizer, nearest_code
 from mim_jax.models.vit import ViT
@@ -94,7 +94,7 @@ class VQKD(Targeted):
         # Straight through: the value is the code's, the gradient the encoding's.
         restored = self.decode(params, encodings + jax.lax.stop_gradient(codes - encodings))
         target = self.targets(variables, images)
-        distance = token_distance(restored, target, distance='cosine').mean()
+        distance = cosine_distance(restored, target).mean()
         used = jnp.zeros(self.quantizer.num_codes).at[ids.reshape(-1)].max(1.0).mean()
         metrics = {'restoration': distance, 'commitment': commitment, 'codes_used': used}
         state = {'codebook': self.quantizer.update(book, flat, ids.reshape(-1))}

@@ -20,11 +20,11 @@ from mim_jax import data, teachers
 from mim_jax.data import Crop, DataConfig
 from mim_jax.errors import UserError
 from mim_jax.evaluators import EvenlySpaced
+from mim_jax.folders import check_folder
 from mim_jax.models.patches import patch_grid
 from mim_jax.pilot_study import classes, figures, report, study
 from mim_jax.visualize import pictures
 from mim_jax.visualize.draw import write_png
-from mim_jax.weights.folders import check_folder
 
 BATCH_SIZE = 64
 # What turns a cosine with a text embedding into a logit: the value at which CLIP's is capped.

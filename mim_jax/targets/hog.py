@@ -30,8 +30,8 @@ class HOG(Target):
     normalize: bool = True
     eps: float = 1e-5  # added to the variance
 
-    def __call__(self, images, *, inputs, encoder, variables):
-        return self.histograms(images, patch_size=encoder.patch_size)
+    def __call__(self, variables, images):
+        return self.histograms(images, patch_size=self.encoder.patch_size)
 
     def histograms(self, images, *, patch_size):
         """Images [B,H,W,C] in [0,1] to float32 [B,N,rows*columns*C*bins], flattened in that order.

@@ -39,19 +39,19 @@ class Pixels(Target):
 
     normalize: bool = False
 
-    def __call__(self, images, *, inputs, encoder, variables):
-        patches = patchify(inputs.normalize(images), patch_size=encoder.patch_size)
+    def __call__(self, variables, images):
+        patches = patchify(self.inputs.normalize(images), patch_size=self.encoder.patch_size)
         return normalize_patches(patches) if self.normalize else patches.astype(jnp.float32)
 
-    def to_images(self, prediction, images, *, inputs, encoder):
+    def to_images(self, prediction, images):
         """Predictions [B,N,p*q*C] as images in about [0, 1].
 
         With `normalize` the mean and deviation that the prediction lacks are those of the true
         patches of `images` [B,H,W,C] in [0, 1].
         """
-        size = encoder.patch_size
+        size = self.encoder.patch_size
         if self.normalize:
-            truth = patchify(inputs.normalize(images), patch_size=size)
+            truth = patchify(self.inputs.normalize(images), patch_size=size)
             prediction = denormalize_patches(prediction, like=truth)
         grid = patch_grid(images.shape[1:3], size)
-        return inputs.denormalize(unpatchify(prediction, grid=grid, patch_size=size))
+        return self.inputs.denormalize(unpatchify(prediction, grid=grid, patch_size=size))

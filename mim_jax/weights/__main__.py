@@ -81,7 +81,8 @@ def random(config, out, assignments=(), *, seed=0, dtype='float32'):
     if not isinstance(teacher, Teacher):
         raise UserError(f'--config={config}: its objective has no frozen teacher to make')
     inputs = make_inputs(experiment, num_classes=None)
-    params = jax.jit(lambda key: teacher.init(key, inputs))(jax.random.key(seed))
+    bound = teacher.bind(experiment.model, inputs)
+    params = jax.jit(bound.init)(jax.random.key(seed))
     native.save(out, params, metadata=native.encoder_metadata(teacher.model), dtype=dtype)
     print(f'wrote random weights of seed {seed} to {out}')
 
@@ -126,9 +127,9 @@ def import_(source, out, assignments=(), *, dtype='float32'):
 
 def inspect(path, assignments=()) -> str:
     """What the file or folder `path`, ours or another project's, holds, as text."""
-    from mim_jax.weights import importing, native, reading
+    from mim_jax.weights import encoders, importing, native, reading
 
-    file = native.encoder_file(path)
+    file = encoders.encoder_file(path)
     if file.suffix == '.safetensors' and file.is_file():
         tensors, metadata = native.read_header(file)
         if metadata.get('format') == native.FORMAT:

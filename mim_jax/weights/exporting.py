@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
+from mim_jax import work_directory
 from mim_jax.errors import UserError
+from mim_jax.folders import new_folder
 from mim_jax.models.positions import sincos_table
 from mim_jax.models.vit import ViT
-from mim_jax.weights import mapping, native
-from mim_jax.weights.folders import new_folder
+from mim_jax.weights import encoders, mapping, native
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,18 +44,17 @@ class Encoder:
 
 def of_run(workdir) -> Encoder:
     """The encoder of the newest checkpoint of a run. Raises UserError where there is none."""
-    from mim_jax import work_directory  # heavy: the whole program
-
     if not Path(workdir).is_dir():
         raise UserError(f'--workdir={workdir}: there is no such directory')
     model, params = work_directory.load_encoder(workdir)
-    data = work_directory.read_config(workdir).data
-    return Encoder(model, params, tuple(data.image_size), tuple(data.mean), tuple(data.std))
+    data = work_directory.section(workdir, 'data')
+    known = (tuple(data[name]) for name in ('image_size', 'mean', 'std'))
+    return Encoder(model, params, *known)
 
 
 def of_file(path) -> Encoder:
     """The encoder in a file of ours, or in a folder that `import` made."""
-    params, metadata = native.load(native.encoder_file(path))
+    params, metadata = native.load(encoders.encoder_file(path))
     if 'model' not in metadata:
         raise UserError(f'{path} does not state its model, so it cannot be written for others')
     model = native.model_of(json.loads(metadata['model']), what=str(path))

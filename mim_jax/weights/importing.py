@@ -7,9 +7,9 @@ import shutil
 
 import numpy as np
 
+from mim_jax.folders import new_folder
 from mim_jax.models.vit import ViT
 from mim_jax.weights import clip, hub_config, huggingface, mapping, native, reading, timm
-from mim_jax.weights.folders import new_folder
 from mim_jax.weights.naming import Recognised, recognise
 
 NAMINGS = (*clip.NAMINGS, *huggingface.NAMINGS, *timm.NAMINGS)

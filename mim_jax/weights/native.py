@@ -14,8 +14,8 @@ import safetensors.numpy
 from flax import traverse_util
 
 from mim_jax.errors import UserError
+from mim_jax.folders import check_folder
 from mim_jax.models.vit import ViT
-from mim_jax.weights.folders import check_folder
 
 FORMAT = 'mim_jax'
 LISTED = 5  # names in an error message
@@ -130,38 +130,10 @@ def load(path):
     return unflatten(tensors), metadata
 
 
-def load_encoder(path):
-    """(model fields, params) of an encoder: a file of ours, a folder that `import` made, or a run's
-    work directory.
-
-    Model fields are those of `mim_jax.models.ViT` as a dict (empty where the file does not state
-    them); params are the ViT's, with projection/kernel [D,P] beside them where the file has one.
-    """
-    path = encoder_file(path)
-    if path.is_dir():
-        from mim_jax import work_directory  # heavy: the whole program
-
-        model, params = work_directory.load_encoder(path)
-        return dataclasses.asdict(model), params
-    params, metadata = load(path)
-    return json.loads(metadata.get('model', '{}')), params
-
-
-def load_normalization(path, *, assumed=False):
-    """{'mean': (...), 'std': (...)} of the images that an encoder was made for, where the path (as
-    for `load_encoder`) states them; with `assumed` its family's usual ones where it does not.
-    """
-    path = encoder_file(path)
-    if path.is_dir():
-        from mim_jax import work_directory  # heavy: the whole program
-
-        data = work_directory.read_config(path).data
-        return {'mean': tuple(data.mean), 'std': tuple(data.std)}
-    return normalization(read_header(path)[1], assumed=assumed)
-
-
 def normalization(metadata, *, assumed=False):
-    """As `load_normalization`, of a file's metadata."""
+    """{'mean': (...), 'std': (...)} of the images that a file's encoder was made for, as far as its
+    metadata state them; with `assumed` its family's usual ones where they do not.
+    """
     found = {}
     for name in ('mean', 'std'):
         text = metadata.get(name) or (assumed and metadata.get(f'assumed_{name}'))
@@ -181,19 +153,13 @@ def normalization_metadata(values, *, assumed=()):
     }
 
 
-def encoder_file(path):
-    """The encoder's file in a folder that `import` made; any other path as it is."""
-    file = Path(path) / 'encoder.safetensors'
-    return file if file.is_file() else Path(path)
-
-
 def encoder_metadata(model, **extra):
-    """Metadata for `save` that `load_encoder` reads back; `model` is a ViT, `extra` str values."""
+    """Metadata for `save` that `encoders.load_encoder` reads back: of a ViT, and `extra` texts."""
     return {'model': json.dumps(dataclasses.asdict(model)), **extra}
 
 
 def model_of(fields, *, what):
-    """The ViT of model fields as `load_encoder` gives them, lists for tuples.
+    """The ViT of model fields as `encoders.load_encoder` gives them, lists for tuples.
 
     Raises UserError, naming `what` states them, for fields that make none.
     """
@@ -211,39 +177,6 @@ def flatten(params):
 def unflatten(tensors):
     """The inverse of `flatten`."""
     return traverse_util.unflatten_dict(tensors, sep='/')
-
-
-def check_params(params, expected, *, what):
-    """Raises UserError, listing names, unless `params` has the names and shapes of `expected`.
-
-    `expected` holds arrays or ShapeDtypeStructs; a size of None in a shape accepts any.
-    """
-    have = {name: tuple(value.shape) for name, value in flatten(params).items()}
-    want = {name: tuple(value.shape) for name, value in flatten(expected).items()}
-    missing = [name for name in want if name not in have]
-    unexpected = [name for name in have if name not in want]
-    shapes = [
-        f'{name} {have[name]} instead of {want[name]}'
-        for name in want
-        if name in have and not _fits(have[name], want[name])
-    ]
-    problems = [
-        f'{kind}: {some(names)}'
-        for kind, names in (
-            ('missing', missing),
-            ('unexpected', unexpected),
-            ('wrong shape', shapes),
-        )
-        if names
-    ]
-    if problems:
-        raise UserError(f'{what} does not fit the model; {"; ".join(problems)}')
-
-
-def _fits(have, want):
-    return len(have) == len(want) and all(
-        n is None or m == n for m, n in zip(have, want, strict=True)
-    )
 
 
 def some(names):

@@ -8,7 +8,7 @@ import numpy as np
 
 from mim_jax.errors import UserError
 from mim_jax.models.text import TextTower
-from mim_jax.weights import native
+from mim_jax.weights import fitting, native
 
 # How CLIP splits text before its byte pairs (Radford et al., 2021).
 WORDS = (
@@ -51,7 +51,7 @@ def load_tower(path) -> tuple[TextTower, dict]:
         raise UserError(f'{file} is not a text tower (its metadata lacks text)')
     tower = TextTower(**json.loads(metadata['text']))
     expected = jax.eval_shape(lambda: tower.init(jax.random.key(0)))['params']
-    native.check_params(params, expected, what=str(file))
+    fitting.check_params(params, expected, what=str(file))
     return tower, params
 
 

@@ -168,11 +168,10 @@ def test_a_draw_merges_as_many_tokens_as_it_says_and_gives_the_teachers_output()
     prediction = np.random.default_rng(2).standard_normal((3, 20, 24)).astype(np.float32)
     variables = {'teacher': params_of(MODEL)}
     images = (IMAGES - IMAGES.min()) / np.ptp(IMAGES)
-    teacher = Teacher(model=MODEL, normalization='student')
-    context = dict(inputs=INPUTS, encoder=MODEL, variables=variables)
-    merged = functools.partial(teacher.merged, images, **context)
+    teacher = Teacher(model=MODEL, normalization='student').bind(MODEL, INPUTS)
+    merged = functools.partial(teacher.merged, variables, images)
     morphing = Morphing(schedule='constant', num_merged=9, num_steps=5, grouping=Layerwise())
-    plain = teacher(images, **context)
+    plain = teacher(variables, images)
     ((student, target),) = morphing.pairs(jax.random.key(0), prediction, plain, merged=merged)
     tokens, groups = merged(jnp.int32(9))
     np.testing.assert_allclose(target, tokens, atol=1e-5)
@@ -187,8 +186,8 @@ def test_a_draw_merges_as_many_tokens_as_it_says_and_gives_the_teachers_output()
 
 def test_the_students_average_can_be_merged_as_well():
     images = (IMAGES - IMAGES.min()) / np.ptp(IMAGES)
-    context = dict(inputs=INPUTS, encoder=MODEL, variables={'ema': {'encoder': params_of(MODEL)}})
-    tokens, groups = EMA(layer=2).merged(images, jnp.int32(4), **context)
+    variables = {'ema': {'encoder': params_of(MODEL)}}
+    tokens, groups = EMA(layer=2).bind(MODEL, INPUTS).merged(variables, images, jnp.int32(4))
     expected = network_tokens(
         params_of(MODEL), INPUTS.normalize(images), model=MODEL, layer=2, num_merged=jnp.int32(4)
     )
@@ -206,15 +205,9 @@ def test_no_gradient_flows_through_the_teacher():
 
 
 def test_a_teacher_of_another_grid_is_the_users_mistake():
-    teacher = Teacher(model=MODEL, input_size=(32, 40))
+    teacher = Teacher(model=MODEL, input_size=(32, 40)).bind(MODEL, INPUTS)
     with pytest.raises(UserError, match="grid of 8x10 tokens is not the student's of 4x5"):
-        teacher.merged(
-            IMAGES,
-            jnp.int32(4),
-            inputs=INPUTS,
-            encoder=MODEL,
-            variables={'teacher': params_of(MODEL)},
-        )
+        teacher.merged({'teacher': params_of(MODEL)}, IMAGES, jnp.int32(4))
 
 
 def test_without_a_network_it_is_the_users_mistake():

@@ -71,7 +71,7 @@ def groups_by_hand(tokens, per_step, steps, protect):
 @pytest.mark.parametrize('protect', [True, False])
 def test_dtm(prepared, distance, protect):
     def change(config):
-        config.objective.distance = distance
+        config.objective.distance.name = distance
         config.objective.morphing.grouping.protect_first = protect
 
     objective, variables, batch, key, prediction, target, _ = prepared('dtm', change)

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import torch
 
-from mim_jax.weights import importing, native
+from mim_jax.weights import encoders, importing
 
 TOLERANCE = 1e-4
 SMALL = {
@@ -54,7 +54,7 @@ def imported(model, folder):
 def read(source, out, **options):
     """(ViT, params) that the import of `source` writes to the folder `out`."""
     found = importing.import_(source, out, **options)
-    return found.encoder.model, native.load_encoder(out)[1]
+    return found.encoder.model, encoders.load_encoder(out)[1]
 
 
 def to_torch(images):

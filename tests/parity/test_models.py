@@ -12,7 +12,7 @@ os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
 torch = pytest.importorskip('torch', reason='needs the extra "parity"')
 transformers = pytest.importorskip('transformers', reason='needs the extra "parity"')
 
-from mim_jax.losses import masked_mean, token_distance  # noqa: E402
+from mim_jax.losses import L1, L2, masked_mean  # noqa: E402
 from mim_jax.models import MAEDecoder, patchify  # noqa: E402
 from mim_jax.targets import network_tokens, normalize_patches  # noqa: E402
 from mim_jax.weights import huggingface, mapping, native  # noqa: E402
@@ -167,7 +167,7 @@ def test_masked_autoencoder_and_its_loss(size, tmp_path):
     np.put_along_axis(mask, visible, False, axis=1)
     np.testing.assert_array_equal(mask, out.mask.numpy().astype(bool))
     target = normalize_patches(patchify(images, patch_size=patch))
-    loss = masked_mean(token_distance(prediction, target, distance='l2'), mask)
+    loss = masked_mean(L2()(prediction, target), mask)
     np.testing.assert_allclose(loss, out.loss.item(), rtol=1e-5)
 
 
@@ -187,7 +187,7 @@ def test_simmim_loss_and_its_gradient(tmp_path):
     def loss(params):
         tokens = vit.apply({'params': params}, IMAGES, mask=MASK).tokens
         target = patchify(IMAGES, patch_size=(8, 8))
-        return masked_mean(token_distance(tokens @ kernel + bias, target, distance='l1'), MASK)
+        return masked_mean(L1()(tokens @ kernel + bias, target), MASK)
 
     value, gradient = jax.jit(jax.value_and_grad(loss))(params)
     np.testing.assert_allclose(value, out.loss.item(), rtol=1e-5)

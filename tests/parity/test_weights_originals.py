@@ -164,6 +164,6 @@ def test_projects_that_share_timms_names(project, size, tmp_path):
     images = foreign.images(*(n * p for n, p in zip(model.grid, vit.patch_size, strict=True)))
     with torch.no_grad():
         states, end = model(foreign.to_torch(images))
-    params = foreign.native.load_encoder(tmp_path / 'ours')[1]
+    params = foreign.encoders.load_encoder(tmp_path / 'ours')[1]
     check(vit, params, states, end, images=images)
     assert dataclasses.asdict(vit)['heads'] == size.get('heads', 1)

@@ -25,12 +25,12 @@ def patch_loop():
 
 
 def test_raw_pixels_are_the_students_patches():
-    target = Pixels(normalize=False)(IMAGES, inputs=INPUTS, encoder=ENCODER, variables={})
+    target = Pixels(normalize=False).bind(ENCODER, INPUTS)({}, IMAGES)
     np.testing.assert_allclose(target, patch_loop(), atol=1e-5)
 
 
 def test_normalised_patches_use_the_unbiased_variance():
-    target = Pixels(normalize=True)(IMAGES, inputs=INPUTS, encoder=ENCODER, variables={})
+    target = Pixels(normalize=True).bind(ENCODER, INPUTS)({}, IMAGES)
     patches = patch_loop()
     expected = (patches - patches.mean(-1, keepdims=True)) / np.sqrt(
         patches.var(-1, ddof=1, keepdims=True) + 1e-6
@@ -39,7 +39,7 @@ def test_normalised_patches_use_the_unbiased_variance():
 
 
 def test_a_perfect_prediction_shows_the_image():
-    for target in (Pixels(normalize=True), Pixels(normalize=False)):
-        prediction = target(IMAGES, inputs=INPUTS, encoder=ENCODER, variables={})
-        shown = target.to_images(prediction, IMAGES, inputs=INPUTS, encoder=ENCODER)
+    for normalize in (True, False):
+        target = Pixels(normalize=normalize).bind(ENCODER, INPUTS)
+        shown = target.to_images(target({}, IMAGES), IMAGES)
         np.testing.assert_allclose(shown, IMAGES, atol=1e-5)

@@ -37,7 +37,7 @@ def run(monkeypatch):
         return program, {}, 7
 
     module = types.SimpleNamespace(restore_run=restore_run)
-    monkeypatch.setitem(sys.modules, 'mim_jax.work_directory', module)
+    monkeypatch.setitem(sys.modules, 'mim_jax.runs', module)
     return steps
 
 

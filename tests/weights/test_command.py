@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from mim_jax.weights import native
+from mim_jax.weights import encoders, native
 from mim_jax.weights.__main__ import main
 
 CONFIG = """
@@ -28,7 +28,7 @@ def test_random_teacher_and_inspect(tmp_path, capsys):
     out = tmp_path / 'teacher.safetensors'
     arguments = ['random', f'--config={tmp_path / "tiny.py"}', f'--out={out}', '--dtype=float16']
     assert main([*arguments, '--config.objective.target.projection=3']) == 0
-    stated, params = native.load_encoder(out)
+    stated, params = encoders.load_encoder(out)
     assert params['projection']['kernel'].shape == (16, 3)
     assert stated['width'] == 16
     assert main(['inspect', str(out)]) == 0
@@ -60,8 +60,6 @@ def test_metadata_that_makes_no_model_is_one_sentence(tmp_path, capsys):
 
 
 def test_a_runs_encoder_goes_out_with_its_size_and_normalisation(tmp_path, monkeypatch, capsys):
-    import types
-
     import jax
 
     from mim_jax import work_directory
@@ -71,14 +69,12 @@ def test_a_runs_encoder_goes_out_with_its_size_and_normalisation(tmp_path, monke
     images = jax.ShapeDtypeStruct((1, 24, 32, 3), 'float32')
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images))['params']
     params = jax.tree.map(lambda s: np.ones(s.shape, s.dtype), shapes)
-    data = types.SimpleNamespace(image_size=(24, 32), mean=(0.1,) * 3, std=(0.2,) * 3)
+    data = {'image_size': [24, 32], 'mean': [0.1] * 3, 'std': [0.2] * 3}
     monkeypatch.setattr(work_directory, 'load_encoder', lambda path: (model, params))
-    monkeypatch.setattr(
-        work_directory, 'read_config', lambda path: types.SimpleNamespace(data=data)
-    )
+    monkeypatch.setattr(work_directory, 'section', lambda path, name: {'data': data}[name])
     run = ['export', f'--workdir={tmp_path}']
     assert main([*run, f'--out={tmp_path / "own"}']) == 0
-    normalization = native.load_normalization(tmp_path / 'own')
+    normalization = encoders.load_normalization(tmp_path / 'own')
     assert normalization == {'mean': (0.1,) * 3, 'std': (0.2,) * 3}
     assert main([*run, '--to=huggingface', f'--out={tmp_path / "theirs"}']) == 0
     config = json.loads((tmp_path / 'theirs' / 'config.json').read_text())

@@ -10,7 +10,7 @@ import pytest
 import safetensors.numpy
 
 from mim_jax.models import ViT
-from mim_jax.weights import native
+from mim_jax.weights import encoders, native
 from mim_jax.weights.__main__ import main
 
 WIDTH, DEPTH = 64, 2
@@ -77,7 +77,8 @@ def test_a_folder_that_serves_as_a_teacher(tmp_path, capsys):
     section = {k: v for k, v in config.objective.target.items() if k != 'name'}
     teacher = build(Teacher, section, path='target')
     assert teacher.mean == (0.485, 0.456, 0.406)
-    params = teacher.load(Inputs((24, 24), 3, (0.5,) * 3, (0.5,) * 3))
+    inputs = Inputs((24, 24), 3, (0.5,) * 3, (0.5,) * 3)
+    params = teacher.bind(teacher.model, inputs).load()
     kernel = vit_tensors()['blocks.1.mlp.fc1.weight'].T
     np.testing.assert_array_equal(params['blocks']['mlp']['fc1']['kernel'][1], kernel)
     metadata = native.load(tmp_path / 'ours' / 'encoder.safetensors')[1]
@@ -95,12 +96,13 @@ def test_a_guessed_normalisation_is_known_but_is_no_fact(tmp_path, capsys):
     assert "the family's mean=(0.485, 0.456, 0.406), std=(" in capsys.readouterr().out
     assert main(['export', f'--weights={ours}', f'--out={again}']) == 0
     for weights in (ours, again):
-        assert native.load_normalization(weights) == {}
+        assert encoders.load_normalization(weights) == {}
         loaded = teachers.load(weights)
         assert loaded.teacher.std == (0.229, 0.224, 0.225)
         half = {'mean': (0.5,) * 3, 'std': (0.5,) * 3}
         teacher = Teacher(weights=str(weights), model=loaded.teacher.model, **half)
-        assert teacher.load(Inputs((24, 24), 3, (0.5,) * 3, (0.5,) * 3))
+        inputs = Inputs((24, 24), 3, (0.5,) * 3, (0.5,) * 3)
+        assert teacher.bind(teacher.model, inputs).load()
     theirs = tmp_path / 'huggingface'
     assert main(['export', f'--weights={ours}', '--to=huggingface', f'--out={theirs}']) == 0
     processor = json.loads((theirs / 'preprocessor_config.json').read_text())
@@ -197,7 +199,7 @@ def test_what_is_given_by_hand_comes_first(tmp_path, capsys):
     tensors = vit_tensors() | {'pos_embed': np.zeros((1, 9, WIDTH), np.float32)}
     arguments = ('--model.heads=4', '--model.grid=2,4', '--model.activation=quick_gelu')
     assert run(tmp_path, tensors, *arguments) == 0
-    stated, params = native.load_encoder(tmp_path / 'ours')
+    stated, params = encoders.load_encoder(tmp_path / 'ours')
     assert (stated['heads'], stated['activation']) == (4, 'quick_gelu')
     assert params['position']['patches'].shape == (2, 4, WIDTH)
     assert run(tmp_path, tensors, '--model.head=4') == 2
@@ -222,9 +224,9 @@ def test_shards_and_configs_of_a_folder_are_read(tmp_path, capsys):
     (source / 'config.json').write_text(json.dumps(config))
     assert main(['import', str(source), f'--out={tmp_path / "ours"}']) == 0
     assert 'assumed' not in capsys.readouterr().out
-    stated, params = native.load_encoder(tmp_path / 'ours')
+    stated, params = encoders.load_encoder(tmp_path / 'ours')
     assert (stated['heads'], stated['activation']) == (2, 'quick_gelu')
-    normalization = native.load_normalization(tmp_path / 'ours')
+    normalization = encoders.load_normalization(tmp_path / 'ours')
     assert normalization == {'mean': (0.1, 0.2, 0.3), 'std': (1, 1, 1)}
     np.testing.assert_array_equal(params['class_token'], tensors['cls_token'][0, 0])
 
@@ -266,7 +268,7 @@ def test_what_is_imported_can_be_exported_in_our_naming(tmp_path):
     assert run(tmp_path, vit_tensors()) == 0
     out = tmp_path / 'one.safetensors'
     assert main(['export', f'--weights={tmp_path / "ours"}', f'--out={out}']) == 0
-    before, after = native.load_encoder(tmp_path / 'ours'), native.load_encoder(out)
+    before, after = encoders.load_encoder(tmp_path / 'ours'), encoders.load_encoder(out)
     assert before[0] == after[0]
     for name, value in native.flatten(before[1]).items():
         np.testing.assert_array_equal(native.flatten(after[1])[name], value)

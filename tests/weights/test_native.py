@@ -7,9 +7,9 @@ import pytest
 import safetensors.numpy
 
 from mim_jax.errors import UserError
+from mim_jax.folders import new_folder
 from mim_jax.models import ViT
-from mim_jax.weights import native
-from mim_jax.weights.folders import new_folder
+from mim_jax.weights import encoders, fitting, native
 
 PARAMS = {
     'a': {'kernel': np.arange(6, dtype=np.float32).reshape(2, 3), 'bias': np.ones(3, np.float32)},
@@ -91,7 +91,7 @@ def test_what_cannot_be_read_is_one_sentence(tmp_path):
 def test_an_encoders_file_says_what_model_it_is(tmp_path):
     model = ViT(width=24, heads=3, patch_size=(4, 8))
     native.save(tmp_path / 'w', PARAMS, metadata=native.encoder_metadata(model))
-    stated, params = native.load_encoder(tmp_path / 'w')
+    stated, params = encoders.load_encoder(tmp_path / 'w')
     assert stated['width'] == 24 and stated['patch_size'] == [4, 8]
     assert params.keys() == {'a', 'b'}
 
@@ -108,8 +108,8 @@ def test_what_is_assumed_of_images_is_told_apart(tmp_path):
     values = {'mean': (0.1, 0.2, 0.3), 'std': (0.4, 0.5, 0.6)}
     metadata = native.normalization_metadata(values, assumed=('std',))
     native.save(tmp_path / 'w', PARAMS, metadata=metadata)
-    assert native.load_normalization(tmp_path / 'w') == {'mean': (0.1, 0.2, 0.3)}
-    assert native.load_normalization(tmp_path / 'w', assumed=True) == values
+    assert encoders.load_normalization(tmp_path / 'w') == {'mean': (0.1, 0.2, 0.3)}
+    assert encoders.load_normalization(tmp_path / 'w', assumed=True) == values
     assert native.normalization_metadata({'mean': None, 'std': None}) == {}
 
 
@@ -118,11 +118,11 @@ def test_a_directory_is_read_as_a_work_directory(tmp_path, monkeypatch):
 
     model = ViT(width=24, heads=3)
     monkeypatch.setattr(work_directory, 'load_encoder', lambda path: (model, {'at': path}))
-    stated, params = native.load_encoder(tmp_path)
+    stated, params = encoders.load_encoder(tmp_path)
     assert stated['width'] == 24 and params == {'at': tmp_path}
 
 
 def test_long_lists_of_wrong_names_are_cut():
     expected = {f'layer{i}': np.zeros(2) for i in range(30)}
     with pytest.raises(UserError, match='missing: layer0, .*layer4 and 25 more'):
-        native.check_params({}, expected, what='file')
+        fitting.check_params({}, expected, what='file')

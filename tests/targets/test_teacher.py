@@ -21,7 +21,8 @@ IMAGES = np.random.default_rng(0).random((2, 8, 12, 3), np.float32)
 
 
 def random_params(teacher):
-    shapes = jax.eval_shape(lambda: teacher.init(jax.random.key(0), INPUTS))
+    teacher = teacher.bind(teacher.model, INPUTS)
+    shapes = jax.eval_shape(lambda: teacher.init(jax.random.key(0)))
     rng = np.random.default_rng(1)
     return jax.tree.map(lambda s: rng.normal(0.05, 0.2, s.shape).astype(s.dtype), shapes)
 
@@ -31,7 +32,7 @@ def teacher(tmp_path):
     made = Teacher(weights=str(tmp_path / 'teacher.safetensors'), model=MODEL, projection=6)
     metadata = native.encoder_metadata(MODEL)
     native.save(made.weights, random_params(made), metadata=metadata)
-    return made
+    return made.bind(STUDENT, INPUTS)
 
 
 def normalised(images, mean, std):
@@ -39,11 +40,8 @@ def normalised(images, mean, std):
 
 
 def test_tokens_are_the_models_output_times_the_projection(teacher):
-    params = teacher.load(INPUTS)
-    call = jax.jit(
-        lambda x: teacher(x, inputs=INPUTS, encoder=STUDENT, variables={'teacher': params})
-    )
-    tokens = call(IMAGES)
+    params = teacher.load()
+    tokens = jax.jit(teacher)({'teacher': params}, IMAGES)
     assert tokens.shape == (2, 6, 6) and tokens.dtype == np.float32 and teacher.width == 6
     kernel = params['projection']['kernel']
     encoder = {'params': {k: v for k, v in params.items() if k != 'projection'}}
@@ -51,14 +49,14 @@ def test_tokens_are_the_models_output_times_the_projection(teacher):
     np.testing.assert_allclose(tokens, own @ kernel, atol=1e-4)
 
     as_student = dataclasses.replace(teacher, normalization='student')
-    tokens = as_student.tokens(params, IMAGES, student_normalization=(INPUTS.mean, INPUTS.std))
+    tokens = as_student.tokens(params, IMAGES)
     other = MODEL.apply(encoder, normalised(IMAGES, INPUTS.mean, INPUTS.std)).tokens
     np.testing.assert_allclose(tokens, other @ kernel, atol=1e-4)
     assert np.abs(other - own).max() > 1e-2
 
 
 def test_a_layer_is_what_the_model_says_after_that_block():
-    teacher = Teacher(model=MODEL, layer=1)
+    teacher = Teacher(model=MODEL, layer=1).bind(STUDENT, INPUTS)
     params = random_params(teacher)
     expected = MODEL.apply(
         {'params': params}, normalised(IMAGES, teacher.mean, teacher.std), layers=(1,)
@@ -68,14 +66,14 @@ def test_a_layer_is_what_the_model_says_after_that_block():
 
 def test_another_input_size_is_resized_to_and_resampled_from():
     teacher = Teacher(model=MODEL, input_size=(16, 24), mean=(0, 0, 0), std=(1, 1, 1))
+    fine = teacher.bind(dataclasses.replace(STUDENT, patch_size=(2, 2)), INPUTS)
     params = random_params(teacher)
     flat = np.full((1, 8, 12, 3), 0.25, np.float32)
-    tokens = teacher.tokens(params, flat)
+    tokens = fine.tokens(params, flat)
     assert tokens.shape == (1, 24, 16)
     expected = MODEL.apply({'params': params}, np.full((1, 16, 24, 3), 0.25, np.float32)).tokens
     np.testing.assert_allclose(tokens, expected, atol=1e-5)
-    call = {'inputs': INPUTS, 'encoder': STUDENT, 'variables': {'teacher': params}}
-    pooled = np.asarray(teacher(flat, **call))
+    pooled = np.asarray(teacher.bind(STUDENT, INPUTS)({'teacher': params}, flat))
     np.testing.assert_allclose(pooled, resample_tokens(tokens, (4, 6), (2, 3)), atol=1e-6)
 
 
@@ -94,7 +92,7 @@ def test_resampling_keeps_constants_linear_fields_and_the_identity():
 
 
 def test_no_gradient_reaches_a_teacher():
-    teacher = Teacher(model=MODEL)
+    teacher = Teacher(model=MODEL).bind(STUDENT, INPUTS)
     params = random_params(teacher)
     gradient = jax.grad(lambda x: teacher.tokens(params, x).sum())(jnp.asarray(IMAGES))
     assert not np.any(gradient)
@@ -104,19 +102,19 @@ def test_an_ema_target_is_the_students_own_function_over_other_parameters():
     shapes = jax.eval_shape(lambda: STUDENT.init(jax.random.key(0), IMAGES))['params']
     rng = np.random.default_rng(1)
     params = jax.tree.map(lambda s: rng.normal(0, 0.2, s.shape).astype(s.dtype), shapes)
-    target = EMA()
+    target = EMA().bind(STUDENT, INPUTS)
     assert target.needs_ema
     variables = {'params': {}, 'ema': {'encoder': params}}
-    tokens = target(IMAGES, inputs=INPUTS, encoder=STUDENT, variables=variables)
+    tokens = target(variables, IMAGES)
     expected = STUDENT.apply({'params': params}, normalised(IMAGES, INPUTS.mean, INPUTS.std))
     np.testing.assert_allclose(tokens, expected.tokens, atol=1e-5)
 
 
 def test_float16_files_load_as_float32(teacher, tmp_path):
-    params = teacher.load(INPUTS)
+    params = teacher.load()
     half = tmp_path / 'half.safetensors'
     native.save(half, params, metadata=native.encoder_metadata(MODEL), dtype='float16')
-    again = dataclasses.replace(teacher, weights=str(half)).load(INPUTS)
+    again = dataclasses.replace(teacher, weights=str(half)).load()
     for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(again), strict=True):
         assert b.dtype == np.float32
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
@@ -127,7 +125,7 @@ def test_a_masked_models_encoder_serves_as_teacher(tmp_path):
     file = str(tmp_path / 'student.safetensors')
     params = random_params(Teacher(model=masked))
     native.save(file, params, metadata=native.encoder_metadata(masked))
-    assert 'mask_token' not in Teacher(weights=file, model=MODEL).load(INPUTS)
+    assert 'mask_token' not in Teacher(weights=file, model=MODEL).bind(STUDENT, INPUTS).load()
 
 
 @pytest.mark.parametrize(
@@ -146,7 +144,7 @@ def test_a_masked_models_encoder_serves_as_teacher(tmp_path):
 )
 def test_weights_that_do_not_fit_are_told_in_one_sentence(teacher, change, message):
     with pytest.raises(UserError, match=message) as raised:
-        dataclasses.replace(teacher, **change).load(INPUTS)
+        dataclasses.replace(teacher, **change).load()
     assert '\n' not in str(raised.value)
     assert str(raised.value).startswith('config.objective.target.weights')
 
@@ -157,7 +155,7 @@ def test_missing_and_unexpected_names_are_listed(teacher):
     params['extra'] = np.zeros(3, np.float32)
     native.save(teacher.weights, params, metadata=metadata)
     with pytest.raises(UserError, match='missing: final_norm/bias; unexpected: extra'):
-        teacher.load(INPUTS)
+        teacher.load()
 
 
 def test_impossible_fields_are_refused():
@@ -171,12 +169,12 @@ def test_a_normalisation_that_is_not_the_weights_own_is_refused(teacher):
     metadata = native.encoder_metadata(MODEL, mean='[0.5, 0.4, 0.3]', std='[0.2, 0.2, 0.2]')
     native.save(teacher.weights, random_params(teacher), metadata=metadata)
     right = dataclasses.replace(teacher, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2))
-    assert right.load(INPUTS)
+    assert right.load()
     with pytest.raises(
         UserError, match=r'target\.mean = \(0\.485, .* made for \(0\.5, 0\.4, 0\.3\)'
     ):
-        teacher.load(INPUTS)
-    assert dataclasses.replace(teacher, normalization='student').load(INPUTS)
+        teacher.load()
+    assert dataclasses.replace(teacher, normalization='student').load()
 
 
 @pytest.mark.parametrize(
@@ -190,7 +188,7 @@ def test_a_normalisation_that_is_not_the_weights_own_is_refused(teacher):
 )
 def test_what_does_not_fit_the_student_is_told(target, message):
     with pytest.raises(UserError, match=message):
-        target.check(encoder=STUDENT, inputs=INPUTS)
+        target.bind(STUDENT, INPUTS)
 
 
 def test_a_size_is_height_and_width():
