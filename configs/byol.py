@@ -28,9 +28,9 @@ def get_config(scale='vitb'):
     config.objective.update(HEADS[scale])
     config.objective.morphing.schedule = 'random'
     config.data.color_jitter = (0.4, 0.4, 0.4)
-    config.train.update(ema_decay=0.996, ema_end_decay=1.0)
+    config.train.ema.update(decay=0.996, end_decay=1.0)
     if scale == 'vitb':
         config.optimizer.update(learning_rate=1.5e-4, scaling='linear', reference_batch=256)
     if scale == 'embedded':
-        config.train.ema_decay = 0.99
+        config.train.ema.decay = 0.99
     return config

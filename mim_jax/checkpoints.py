@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from mim_jax.config import Clock
+from mim_jax.clock import Clock
 from mim_jax.errors import UserError
 from mim_jax.train_step import TrainState
 

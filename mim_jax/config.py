@@ -10,7 +10,6 @@ import ast
 import dataclasses
 import difflib
 import importlib.util
-import math
 import sys
 import types
 import typing
@@ -190,46 +189,6 @@ def override(config: ConfigDict, cls: type, assignments: list[tuple[str, str]]) 
         with section.ignore_type():
             section[key] = value
     return config
-
-
-@dataclasses.dataclass(frozen=True)
-class Clock:
-    """Converts durations to steps: examples per step, examples per epoch (None if unknown) and,
-    once known, total steps.
-    """
-
-    batch_size: int
-    epoch_examples: int | None = None
-    total_steps: int | None = None
-
-    def steps(self, section: Any, name: str, *, path: str) -> int | None:
-        """The duration `name` of a section, as steps: one of `name_steps`, `_examples`, `_epochs`,
-        `_percent`, or None.
-        """
-        found = [(unit, getattr(section, f'{name}_{unit}', None)) for unit in UNITS]
-        found = [(unit, value) for unit, value in found if value is not None]
-        if not found:
-            return None
-        if len(found) > 1:
-            names = ' and '.join(f'{name}_{unit}' for unit, _ in found)
-            raise UserError(f'config.{path}: {names} are both given: keep one of them.')
-        unit, value = found[0]
-        if value < 0:
-            raise UserError(
-                f'config.{path}.{name}_{unit} = {value}: a duration cannot be negative.'
-            )
-        if unit == 'steps':
-            return int(value)
-        if unit == 'examples':
-            return math.ceil(value / self.batch_size)
-        if unit == 'epochs':
-            if self.epoch_examples is None:
-                raise UserError(
-                    f'config.{path}.{name}_epochs: the size of an epoch is not known here; '
-                    f'use {name}_steps.'
-                )
-            return math.ceil(value * self.epoch_examples / self.batch_size)
-        return round(value / 100 * self.total_steps)
 
 
 def differences(old: Mapping, new: Mapping, prefix: str = '') -> list[str]:

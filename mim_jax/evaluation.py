@@ -42,10 +42,10 @@ class Evaluation:
             return {}
         run = self._program.run
         if run.eval.use_ema:
-            if 'ema' not in variables:
+            if 'encoder' not in variables.get('ema', {}):
                 raise UserError(
-                    'config.eval.use_ema = True needs an average of the parameters; set '
-                    'config.train.ema_decay.'
+                    'config.eval.use_ema = True needs an average of the encoder; set '
+                    'config.train.ema.decay (and parts, if given, to hold the encoder).'
                 )
             variables = {**variables, 'params': variables['ema']}
         values = {}

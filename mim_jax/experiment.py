@@ -5,13 +5,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from ml_collections import ConfigDict
 
 from mim_jax import config as configs
 from mim_jax import sharding
+from mim_jax.averages import Average
 from mim_jax.checkpoints import CheckpointConfig
-from mim_jax.config import Clock, choice
+from mim_jax.clock import Clock
+from mim_jax.config import choice
 from mim_jax.data import DataConfig
 from mim_jax.data.augment import augment
 from mim_jax.errors import UserError
@@ -31,26 +32,18 @@ class TrainConfig:
     """Config section `train`.
 
     The length of the run is one of `total_steps`, `total_epochs`, `total_examples`. A step's batch
-    is computed in `accumulation` microbatches. `ema_decay` keeps an average of the parameters, its
-    decay going from there to `ema_end_decay` by a cosine over the run if that is given.
+    is computed in `accumulation` microbatches. `ema` is the average of the parameters.
     """
 
     total_steps: int | None = None
     total_epochs: float | None = None
     total_examples: int | None = None
     accumulation: int = 1
-    ema_decay: float | None = None
-    ema_end_decay: float | None = None
+    ema: Average = Average()
 
     def __post_init__(self):
         if self.accumulation < 1:
             raise ValueError(f'accumulation = {self.accumulation} must be at least 1.')
-        for name in ('ema_decay', 'ema_end_decay'):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise ValueError(f'{name} = {value} must lie in [0, 1].')
-        if self.ema_end_decay is not None and self.ema_decay is None:
-            raise ValueError('ema_end_decay needs ema_decay, where the decay starts.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,14 +107,16 @@ def make_inputs(experiment: Experiment, *, num_classes: int | None) -> Inputs:
     return Inputs(tuple(data.image_size), data.channels, data.mean, data.std, num_classes)
 
 
-def make_objective(experiment: Experiment, *, num_classes: int | None) -> Objective:
-    """The objective, bound to the encoder and the inputs of the config."""
+def make_objective(
+    experiment: Experiment, *, num_classes: int | None, clock: Clock | None = None
+) -> Objective:
+    """The objective, bound to the encoder and the inputs of the config and to the run's clock."""
     inputs = make_inputs(experiment, num_classes=num_classes)
-    objective = experiment.objective.bind(experiment.model, inputs)
+    objective = experiment.objective.bind(experiment.model, inputs, clock)
     objective.grid  # noqa: B018  an image that does not divide into patches is reported here
-    if objective.needs_ema and experiment.train.ema_decay is None:
+    if objective.needs_ema and experiment.train.ema.decay is None:
         raise UserError(
-            'config.train.ema_decay is none, but the objective learns from an EMA network; '
+            'config.train.ema.decay is none, but the objective learns from an EMA network; '
             'set a decay, for example 0.996.'
         )
     return objective
@@ -169,11 +164,7 @@ def make_train_step(
         ]
         return {**batch, **dict(zip(('images', 'second_view'), views, strict=False))}
 
-    ema_decay = None
-    if train.ema_decay is not None:
-        ema_decay = optax.constant_schedule(train.ema_decay)
-        if train.ema_end_decay is not None:
-            ema_decay = _cosine(train.ema_decay, train.ema_end_decay, clock.total_steps)
+    train.ema.of(params)  # says what is wrong with the parts that are averaged
     return TrainStep(
         objective=objective,
         view=view,
@@ -181,7 +172,8 @@ def make_train_step(
         schedule=schedule,
         seed=experiment.seed,
         accumulation=train.accumulation,
-        ema_decay=ema_decay,
+        average=train.ema,
+        ema_decay=train.ema.decays(clock),
         mesh=mesh,
     )
 
@@ -190,11 +182,3 @@ def image_struct(experiment: Experiment) -> jax.ShapeDtypeStruct:
     """Shape and dtype of one global batch of images as read, uint8 [B,H,W,C]."""
     data = experiment.data
     return jax.ShapeDtypeStruct((data.batch_size, *data.image_size, data.channels), jnp.uint8)
-
-
-def _cosine(start: float, end: float, total_steps: int):
-    def schedule(step: jax.Array) -> jax.Array:
-        progress = jnp.minimum(step / total_steps, 1.0)
-        return end - (end - start) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
-
-    return schedule

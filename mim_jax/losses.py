@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import flax.struct
+import jax
 import jax.numpy as jnp
 
 NORM_EPS = 1e-12
@@ -74,6 +76,21 @@ class SmoothL1(Distance):
 
 
 DISTANCES = {'cosine': Cosine, 'l1': L1, 'l2': L2, 'smooth_l1': SmoothL1}
+
+
+@flax.struct.dataclass
+class Weighted:
+    """A loss that is a mean over a count which differs from batch to batch: its sum and its count,
+    float32 scalars. Microbatches and shards then add up to the mean over the whole batch.
+    """
+
+    sum: jax.Array
+    weight: jax.Array
+
+    @property
+    def mean(self) -> jax.Array:
+        """sum / weight; 0 where nothing counts."""
+        return self.sum / jnp.where(self.weight > 0, self.weight, 1.0)
 
 
 def masked_mean(values, mask):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mim_jax.config import Clock
+from mim_jax.clock import Clock
 
 Schedule = Callable[[jax.Array], jax.Array]
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from mim_jax import experiment, flops, sharding
 from mim_jax.checkpoints import FROZEN
-from mim_jax.config import Clock
+from mim_jax.clock import Clock
 from mim_jax.objectives.base import Objective
 from mim_jax.train_step import TrainState, TrainStep
 
@@ -36,7 +36,7 @@ class Program:
         """Checks the config against itself and the devices (all of them by default)."""
         mesh = sharding.make_mesh(run.mesh, devices)
         clock = experiment.make_clock(run, epoch_examples)
-        objective = experiment.make_objective(run, num_classes=num_classes)
+        objective = experiment.make_objective(run, num_classes=num_classes, clock=clock)
         step = experiment.make_train_step(run, objective, clock, mesh)
         return cls(run, mesh, clock, objective, step)
 
@@ -74,7 +74,9 @@ class Program:
         run = _without_remat(self.run)
         if run == self.run:
             return flops.matmul_flops(traced.jaxpr)
-        objective = experiment.make_objective(run, num_classes=self.objective.inputs.num_classes)
+        objective = experiment.make_objective(
+            run, num_classes=self.objective.inputs.num_classes, clock=self.clock
+        )
         step = dataclasses.replace(self.step, objective=objective)
         return flops.matmul_flops(jax.make_jaxpr(step)(self.abstract_state, self.abstract_batch))
 

@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mim_jax import keys, sharding
+from mim_jax import averages, keys, sharding
+from mim_jax.averages import Average
+from mim_jax.losses import Weighted
 from mim_jax.optimizers import Schedule
 
 Batch = dict[str, jax.Array]
@@ -40,8 +42,9 @@ class TrainStep:
         view: function (keys [B], batch as read) -> batch with float32 images in [0, 1]: the device
         half of the data. optimizer: optax transformation over `params`. schedule: learning rate by
         step, for the log. seed: all randomness is a function of (seed, step, name). accumulation:
-        microbatches per step; the update equals the full batch's. ema_decay: function step -> decay
-        of the average `ema`, or None. mesh: the device mesh the batch is split over.
+        microbatches per step; the update equals the full batch's. average: which parameters have an
+        average `ema`. ema_decay: function step -> its decay, or None. mesh: the device mesh the
+        batch is split over.
     """
 
     objective: Any
@@ -50,6 +53,7 @@ class TrainStep:
     schedule: Schedule
     seed: int
     accumulation: int
+    average: Average
     ema_decay: Schedule | None
     mesh: jax.sharding.Mesh
 
@@ -57,7 +61,7 @@ class TrainStep:
         """The state before the first step; `images` [B, H, W, C] gives the shapes. Traceable."""
         variables = self.objective.init(keys.named(jax.random.key(self.seed), 'init'), images)
         if self.ema_decay is not None:
-            variables['ema'] = jax.tree.map(jnp.array, variables['params'])
+            variables['ema'] = jax.tree.map(jnp.array, self.average.of(variables['params']))
         opt_state = self.optimizer.init(variables['params'])
         return TrainState(jnp.zeros((), jnp.int32), variables, opt_state)
 
@@ -76,9 +80,7 @@ class TrainStep:
             variables['state'] = extra
         if self.ema_decay is not None:
             decay = self.ema_decay(state.step)
-            variables['ema'] = jax.tree.map(
-                lambda ema, new: decay * ema + (1 - decay) * new, variables['ema'], params
-            )
+            variables['ema'] = averages.moved(variables['ema'], params, decay)
         metrics |= {
             'learning_rate': jnp.asarray(self.schedule(state.step), jnp.float32),
             'grad_norm': optax.tree.norm(grads),
@@ -94,12 +96,17 @@ class TrainStep:
             with jax.named_scope('view'):
                 viewed = self.view(micro['keys'], micro)
             value, metrics, extra = self.objective.loss(variables, viewed, key, state.step)
-            return value, ({'loss': value, **metrics}, extra)
+            weight = None
+            if isinstance(value, Weighted):
+                # Parts of a batch add up as sums; the whole batch is a mean at once.
+                weight = jax.lax.stop_gradient(value.weight)
+                value = value.mean if self.accumulation == 1 else value.sum
+            return value, ({'loss': value, **metrics}, extra, weight)
 
         gradient = jax.grad(loss, has_aux=True)
         params, extra = state.variables['params'], state.variables.get('state', {})
         if self.accumulation == 1:
-            grads, (metrics, extra) = gradient(params, extra, batch)
+            grads, (metrics, extra, _) = gradient(params, extra, batch)
             return grads, metrics, extra
 
         def split(x: jax.Array) -> jax.Array:
@@ -114,10 +121,17 @@ class TrainStep:
 
         def body(carry: tuple, micro: Batch) -> tuple[tuple, dict]:
             total, extra = carry
-            grads, (metrics, extra) = gradient(params, extra, micro)
-            return (jax.tree.map(jnp.add, total, grads), extra), metrics
+            grads, (metrics, extra, weight) = gradient(params, extra, micro)
+            return (jax.tree.map(jnp.add, total, grads), extra), (metrics, weight)
 
         zeros = jax.tree.map(jnp.zeros_like, params)
-        (total, extra), metrics = jax.lax.scan(body, (zeros, extra), jax.tree.map(split, batch))
-        grads = jax.tree.map(lambda g: g / self.accumulation, total)
-        return grads, jax.tree.map(lambda m: jnp.mean(m, axis=0), metrics), extra
+        (total, extra), (metrics, weights) = jax.lax.scan(
+            body, (zeros, extra), jax.tree.map(split, batch)
+        )
+        count = self.accumulation
+        losses = metrics.pop('loss').sum()
+        if weights is not None:
+            count = jnp.where(weights.sum() > 0, weights.sum(), 1.0)
+        grads = jax.tree.map(lambda g: g / count, total)
+        metrics = jax.tree.map(lambda m: jnp.mean(m, axis=0), metrics)
+        return grads, {'loss': losses / count, **metrics}, extra

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from mim_jax import config as configs
 from mim_jax import experiment
-from mim_jax.config import Clock, choice
+from mim_jax.clock import Clock
+from mim_jax.config import choice
 from mim_jax.errors import UserError
 
 CONFIGS = sorted((Path(__file__).parent.parent / 'configs').glob('[!_]*.py'))
@@ -187,7 +188,7 @@ def test_config_files_that_fail_are_told_in_one_sentence(tmp_path):
 
 def test_messages_name_the_field_from_the_top():
     for change, message in (
-        ({'train': {'ema_end_decay': 1.0}}, r'^config\.train: ema_end_decay'),
+        ({'train': {'ema': {'end_decay': 1.0}}}, r'^config\.train\.ema: end_decay'),
         ({'train': {'accumulation': 'x'}}, r"^config\.train\.accumulation = 'x'"),
         ({'sead': 1}, r'^config\.sead'),
     ):

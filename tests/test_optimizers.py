@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mim_jax.config import Clock
+from mim_jax.clock import Clock
 from mim_jax.optimizers import OptimizerConfig, make_optimizer, make_schedule
 
 CLOCK = Clock(batch_size=1024, epoch_examples=1024, total_steps=100)

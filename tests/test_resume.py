@@ -25,7 +25,7 @@ def get_config():
     config.model.update(
         patch_size=(8, 8), width=32, depth=2, heads=2, mask_token=True, drop_path=0.2
     )
-    config.train.update(total_steps={STEPS}, ema_decay=0.9)
+    config.train.update(total_steps={STEPS}, ema=dict(decay=0.9))
     config.checkpoint.every_steps = 2
     config.log.update(every_steps=1, tensorboard=False, progress=False, num_pictures=2)
     return config

@@ -99,7 +99,7 @@ def test_teacher_stays_as_it_was(tiny_config):
 
 
 def test_ema_is_the_average_of_the_parameters(tiny_config):
-    config = tiny_config('mae', ema_decay=0.5, ema_end_decay=1.0)
+    config = tiny_config('mae', ema={'decay': 0.5, 'end_decay': 1.0})
     program = make_program(config)
     state, step = fresh(program), program.trace().lower().compile()
     expected = jax.device_get(state.variables['params'])

@@ -11,7 +11,7 @@ BASE = 'configs/quickstart.py'
 ROWS = {
     'frozen teacher': {},
     'frozen teacher, one block earlier': {'objective.target.layer': '3'},
-    'average of the student': {'objective.target.name': 'ema', 'train.ema_decay': '0.99'},
+    'average of the student': {'objective.target.name': 'ema', 'train.ema.decay': '0.99'},
     'HOG': {
         'objective.target.name': 'hog',
         'objective.target.cells': '1,1',

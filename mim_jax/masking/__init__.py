@@ -7,8 +7,22 @@ of hidden patches is the same for every image and known before any draw (`count`
 from mim_jax.masking.block import BlockMasking
 from mim_jax.masking.grid import GridMasking
 from mim_jax.masking.random import RandomMasking
-from mim_jax.masking.selection import visible_ids
+from mim_jax.masking.selection import (
+    drawn_by_weight,
+    hardest_first,
+    hidden_ids,
+    visible_ids,
+)
 
-__all__ = ['MASKINGS', 'BlockMasking', 'GridMasking', 'RandomMasking', 'visible_ids']
+__all__ = [
+    'MASKINGS',
+    'BlockMasking',
+    'GridMasking',
+    'RandomMasking',
+    'drawn_by_weight',
+    'hardest_first',
+    'hidden_ids',
+    'visible_ids',
+]
 
 MASKINGS = {'random': RandomMasking, 'grid': GridMasking, 'block': BlockMasking}

@@ -1,13 +1,48 @@
-"""Exact counts: choosing a fixed number of patches by score, and listing the visible ones."""
+"""Exact counts: choosing a fixed number of patches by score, and listing the chosen ones."""
 
+import jax
 import jax.numpy as jnp
 
 
 def lowest(score, *, count):
-    """Mask [..., N] that is True at exactly `count` lowest scores [..., N] (ties: lowest index)."""
+    """Mask [..., N] that is True at exactly `count` lowest scores [..., N] (ties: lowest index).
+
+    count: may be traced.
+    """
     order = jnp.argsort(score, axis=-1, stable=True)
     rank = jnp.argsort(order, axis=-1)
     return rank < count
+
+
+def drawn_by_weight(keys, weights, *, count):
+    """Mask [B, N] with `count` True in every row: a draw without replacement in which each patch is
+    taken with probability proportional to its weight among those left.
+
+    Args:
+      keys: typed PRNG keys [B].
+      weights: [B, N], not negative; patches of weight 0 are drawn last, in random order.
+      count: may be traced.
+
+    Source: the Gumbel top-k form (Efraimidis and Spirakis 2006; Kool et al., ICML 2019).
+    """
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, (weights.shape[-1],)))(keys)
+    # The least normal number stands for 0: its logarithm is far below that of any other weight.
+    score = jnp.log(jnp.maximum(weights, jnp.finfo(jnp.float32).tiny)) + noise
+    return lowest(-score, count=count)
+
+
+def hardest_first(keys, score, *, num_hardest, count):
+    """Mask [B, N] with `count` True in every row: the `num_hardest` patches of highest `score`, the
+    others drawn uniformly from the rest.
+
+    Args:
+      keys: typed PRNG keys [B].
+      score: [B, N].
+      num_hardest: int32 scalar, may be traced, at most `count`.
+      count: static or traced.
+    """
+    noise = jax.vmap(lambda key: jax.random.uniform(key, (score.shape[-1],)))(keys)
+    return lowest(jnp.where(lowest(-score, count=num_hardest), -1.0, noise), count=count)
 
 
 def visible_ids(mask, *, num_visible):
@@ -22,3 +57,10 @@ def visible_ids(mask, *, num_visible):
     """
     order = jnp.argsort(mask, axis=-1, stable=True)
     return order[:, :num_visible].astype(jnp.int32)
+
+
+def hidden_ids(mask, *, num_hidden):
+    """Positions [B, num_hidden] int32 of the hidden patches of `mask` [B, N] bool, ascending;
+    `num_hidden` (static) are True in every row.
+    """
+    return visible_ids(~mask, num_visible=num_hidden)

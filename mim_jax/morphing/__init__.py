@@ -20,6 +20,7 @@ from mim_jax.morphing.clusters import KMeans, KMedoids, RandomGroups
 from mim_jax.morphing.layerwise import NO_NETWORK, Layerwise
 from mim_jax.morphing.schedules import groups_left, merges_per_step, sample_schedule
 from mim_jax.morphing.superpixels import Superpixels
+from mim_jax.panels import Groups
 
 GROUPINGS = {
     'bipartite': Bipartite,
@@ -166,14 +167,14 @@ class Morphing:
             titles.append(self.grouping.title(num_tokens, schedule))
         return jnp.stack(found), tuple(titles)
 
-    def pictures(self, target, **given):
-        """What of this an objective's `pictures` shows: nothing where tokens stay alone, else
-        `groups` and `group_titles` of `examples`, whose arguments these are.
+    def panels(self, target, **given):
+        """What of this an objective's `pictures` shows: a list of `panels.Groups`, one for each of
+        `examples`, whose arguments these are; empty where tokens stay alone.
         """
         if self.schedule == 'none':
-            return {}
+            return []
         groups, titles = self.examples(target, **given)
-        return {'groups': groups, 'group_titles': titles}
+        return [Groups(found, title=title) for found, title in zip(groups, titles, strict=True)]
 
     def _grouped(self, key, target, keys, **given):
         schedule = self.draw(key, num_tokens=target.shape[1])

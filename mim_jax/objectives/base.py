@@ -7,10 +7,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from mim_jax.clock import Clock
 from mim_jax.config import context
 from mim_jax.inputs import Inputs
+from mim_jax.losses import Weighted
 from mim_jax.models.patches import patch_grid
 from mim_jax.models.vit import Encoded, ViT
+from mim_jax.panels import Sheets
 from mim_jax.sharding import path_name
 
 Variables = dict[str, Any]
@@ -19,8 +22,8 @@ Batch = dict[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """A method. Its dataclass fields are its config section; `bind` adds the encoder and the
-    inputs.
+    """A method. Its dataclass fields are its config section; `bind` adds the encoder, the inputs
+    and the run's clock.
 
     All functions are pure and can be jitted. `variables` holds collections: `params` (trained) and,
     where the method has them, `teacher` (frozen), `ema` (average of `params`), `state`.
@@ -28,14 +31,19 @@ class Objective:
 
     encoder: ViT = context()
     inputs: Inputs = context()
+    clock: Clock | None = context()
 
-    def bind(self, encoder: ViT, inputs: Inputs) -> 'Objective':
-        """This objective for an encoder and inputs; raises UserError where they do not fit."""
-        return dataclasses.replace(self, encoder=encoder, inputs=inputs)
+    def bind(self, encoder: ViT, inputs: Inputs, clock: Clock | None = None) -> 'Objective':
+        """This objective for an encoder, inputs and a run; raises UserError where they do not fit.
+
+        Without a clock (to look at a network outside of a run) nothing that depends on how far the
+        run is can be asked.
+        """
+        return dataclasses.replace(self, encoder=encoder, inputs=inputs, clock=clock)
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Patches per (column, row) of the student's images."""
+        """Rows and columns of patches (h, w) of the student's images."""
         return patch_grid(self.inputs.image_size, self.encoder.patch_size)
 
     @property
@@ -61,10 +69,53 @@ class Objective:
         """Collections read from files (host arrays), which replace those of `init`."""
         return {}
 
+    def progress(self, step: jax.Array) -> jax.Array:
+        """How far the run is after `step` updates, float32 from 0 to 1."""
+        return self.clock.progress(step)
+
+    def steps(self, name: str) -> int | None:
+        """The duration `name` of this section (`name_epochs`, `name_percent`, …) as steps, None
+        where it is not given.
+        """
+        return self.clock.steps(self, name, path='objective')
+
+    def encode(
+        self,
+        params: Any,
+        images: jax.Array,
+        *,
+        visible: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        keys: jax.Array | None = None,
+        layers: tuple[int, ...] = (),
+    ) -> Encoded:
+        """The encoder's view of images [B,H,W,C] in [0, 1]; see `ViT.apply`.
+
+        params: the trained parameters or an average of them, with the part `encoder`. visible:
+        [B,K] int32, the only patches that are encoded. mask: [B,N] bool, patches behind the mask
+        token. keys: typed keys [B] for drop path, None: deterministic. layers: blocks
+        whose tokens are returned too.
+        """
+        return self.encoder.apply(
+            {'params': params['encoder']},
+            self.inputs.normalize(images),
+            visible_ids=visible,
+            mask=mask,
+            drop_path_keys=keys,
+            layers=layers,
+        )
+
+    def mask(self, variables: Variables, batch: Batch, step: jax.Array) -> jax.Array | None:
+        """Which tokens of `batch['images']` are hidden, [B,N] bool, by chance or by what a network
+        says of them; None where the method hides none. The same for loss and pictures.
+        """
+        return None
+
     def loss(
         self, variables: Variables, batch: Batch, key: jax.Array, step: jax.Array
-    ) -> tuple[jax.Array, dict[str, jax.Array], Any]:
-        """Scalar float32 loss, scalar metrics, and the new `state` collection ({} if none).
+    ) -> tuple[jax.Array | Weighted, dict[str, jax.Array], Any]:
+        """Scalar float32 loss (or a `losses.Weighted`, where a mean is taken over a count that
+        differs from batch to batch), scalar metrics, and the new `state` collection ({} if none).
 
         `batch` has `images` float32 [B,H,W,C] in [0, 1], `keys` [B] for all that is drawn per
         image, and `labels` int32 [B] if known; `key` is for draws shared by the whole batch.
@@ -73,16 +124,13 @@ class Objective:
 
     def features(self, variables: Variables, images: jax.Array) -> Encoded:
         """The encoder's view of whole images [B,H,W,C] in [0, 1]."""
-        return self.encoder.apply(
-            {'params': variables['params']['encoder']}, self.inputs.normalize(images)
-        )
+        return self.encode(variables['params'], images)
 
     def pictures(
         self, variables: Variables, batch: Batch, key: jax.Array, step: jax.Array
-    ) -> dict[str, Any]:
-        """What there is to see of a batch, any of: `mask` bool [B,N], True = hidden;
-        `reconstruction` [B,H,W,C] in [0, 1]; `groups` int32 [S,B,N], the groups of tokens under S
-        schedules, which the texts `group_titles` name. Can be jitted but for the texts.
+    ) -> Sheets:
+        """What there is to see of a batch: sheets by name, each a list of `mim_jax.panels` that are
+        drawn beside the input. Can be jitted.
         """
         return {}
 

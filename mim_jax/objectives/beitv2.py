@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mim_jax import keys
+from mim_jax import keys, panels
+from mim_jax.clock import Clock
 from mim_jax.config import choice
 from mim_jax.errors import UserError
 from mim_jax.inputs import Inputs
-from mim_jax.masking import MASKINGS, visible_ids
+from mim_jax.masking import MASKINGS, hidden_ids
 from mim_jax.models.blocks import drop_path_factors, layer_norm
 from mim_jax.models.decoders import PatchAggregation
 from mim_jax.models.heads import TokenHead
@@ -24,6 +25,7 @@ from mim_jax.models.vit import ViT
 from mim_jax.morphing import Morphing
 from mim_jax.objectives.base import Batch, Objective, Variables
 from mim_jax.objectives.targeted import Targeted
+from mim_jax.panels import Sheets
 from mim_jax.targets.tokenizer import Tokenizer
 
 
@@ -50,7 +52,7 @@ class BEiTv2(Targeted):
         if self.branch_depth < 0:
             raise ValueError(f'branch_depth = {self.branch_depth} must be at least 0.')
 
-    def bind(self, encoder: ViT, inputs: Inputs) -> Objective:
+    def bind(self, encoder: ViT, inputs: Inputs, clock: Clock | None = None) -> Objective:
         for field in ('mask_token', 'class_token', 'final_norm'):
             if not getattr(encoder, field):
                 raise UserError(
@@ -61,7 +63,7 @@ class BEiTv2(Targeted):
                 f'config.objective.branch_layer = {self.branch_layer}: the encoder has '
                 f'{encoder.depth} blocks; choose one before the last.'
             )
-        bound = super().bind(encoder, inputs)
+        bound = super().bind(encoder, inputs, clock)
         self.masking.count(bound.grid)  # says what is wrong where the mask does not fit the grid
         self.morphing.check(bound.grid[0] * bound.grid[1])
         return bound
@@ -75,12 +77,15 @@ class BEiTv2(Targeted):
             params['branch'] = self._branch().init(key, tokens)['params']
         return params
 
+    def mask(self, variables: Variables, batch: Batch, step: jax.Array) -> jax.Array:
+        return self.masking(keys.named(batch['keys'], 'mask'), grid=self.grid)
+
     def loss(
         self, variables: Variables, batch: Batch, key: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array], Any]:
         images, params = batch['images'], variables['params']
-        mask = self.masking(keys.named(batch['keys'], 'mask'), grid=self.grid)
-        hidden = visible_ids(~mask, num_visible=self.masking.count(self.grid))[..., None]
+        mask = self.mask(variables, batch, step)
+        hidden = hidden_ids(mask, num_hidden=self.masking.count(self.grid))[..., None]
         with jax.named_scope('student'):
             outputs = self.student(params, images, mask, drop_path_keys=batch['keys'])
         with jax.named_scope('target'):
@@ -144,10 +149,11 @@ class BEiTv2(Targeted):
 
     def pictures(
         self, variables: Variables, batch: Batch, key: jax.Array, step: jax.Array
-    ) -> dict[str, Any]:
-        images = batch['images']
-        seen = {'mask': self.masking(keys.named(batch['keys'], 'mask'), grid=self.grid)}
-        return seen | self.morphing.pictures(self.targets(variables, images), **self.morphed(batch))
+    ) -> Sheets:
+        target = self.targets(variables, batch['images'])
+        hidden = panels.Mask(self.mask(variables, batch, step))
+        groups = self.morphing.panels(target, **self.morphed(batch))
+        return {'groups': [hidden, *groups]} if groups else {'mask': [hidden]}
 
     def morphed(self, batch: Batch) -> dict[str, Any]:
         """What a grouping may look at beside the encodings."""

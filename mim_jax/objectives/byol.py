@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from mim_jax import keys
+from mim_jax.clock import Clock
 from mim_jax.config import choice
 from mim_jax.inputs import Inputs
 from mim_jax.losses import DISTANCES, cosine_distance
@@ -19,6 +20,7 @@ from mim_jax.models.heads import MLPHead
 from mim_jax.models.vit import ViT
 from mim_jax.morphing import Morphing
 from mim_jax.objectives.base import Batch, Objective, Variables
+from mim_jax.panels import Sheets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +63,8 @@ class BYOL(Objective):
     def num_views(self) -> int:
         return 2
 
-    def bind(self, encoder: ViT, inputs: Inputs) -> Objective:
-        bound = super().bind(encoder, inputs)
+    def bind(self, encoder: ViT, inputs: Inputs, clock: Clock | None = None) -> Objective:
+        bound = super().bind(encoder, inputs, clock)
         self.morphing.check(bound.grid[0] * bound.grid[1])
         return bound
 
@@ -110,11 +112,7 @@ class BYOL(Objective):
         self, params: Any, images: jax.Array, drop_path_keys: Any = None
     ) -> tuple[jax.Array, jax.Array]:
         """Projections float32 of every token [B,N,P] and of their mean [B,P]."""
-        encoded = self.encoder.apply(
-            {'params': params['encoder']},
-            self.inputs.normalize(images),
-            drop_path_keys=drop_path_keys,
-        )
+        encoded = self.encode(params, images, keys=drop_path_keys)
         mean = encoded.tokens.mean(axis=1, dtype=jnp.float32)
         return (
             self._apply(params, 'token_projector', encoded.tokens),
@@ -123,11 +121,12 @@ class BYOL(Objective):
 
     def pictures(
         self, variables: Variables, batch: Batch, key: jax.Array, step: jax.Array
-    ) -> dict[str, Any]:
+    ) -> Sheets:
         images = batch['images']
         target, _ = self.projections(variables['ema'], images)
         own = keys.named(batch['keys'], 'morphing0')
-        return self.morphing.pictures(target, keys=own, images=images, grid=self.grid)
+        groups = self.morphing.panels(target, keys=own, images=images, grid=self.grid)
+        return {'groups': groups} if groups else {}
 
     def _apply(self, params: Any, head: str, x: jax.Array) -> jax.Array:
         return self._head().apply({'params': params[head]}, x)

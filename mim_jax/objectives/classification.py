@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from mim_jax import keys
+from mim_jax.clock import Clock
 from mim_jax.errors import UserError
 from mim_jax.inputs import Inputs
 from mim_jax.models.heads import PooledClassifier
@@ -34,13 +35,13 @@ class Classification(Objective):
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f'label_smoothing = {self.label_smoothing} must lie in [0, 1).')
 
-    def bind(self, encoder: ViT, inputs: Inputs) -> Objective:
+    def bind(self, encoder: ViT, inputs: Inputs, clock: Clock | None = None) -> Objective:
         if self.pooling == 'class_token' and not encoder.class_token:
             raise UserError(
                 "config.objective.pooling = 'class_token', but config.model.class_token = False; "
                 'change one of them.'
             )
-        return super().bind(encoder, inputs)
+        return super().bind(encoder, inputs, clock)
 
     def init(self, key: jax.Array, images: Any) -> Variables:
         if not self.inputs.num_classes:
@@ -59,11 +60,8 @@ class Classification(Objective):
         self, variables: Variables, batch: Batch, key: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array], Any]:
         params = variables['params']
-        encoded = self.encoder.apply(
-            {'params': params['encoder']},
-            self.inputs.normalize(batch['images']),
-            drop_path_keys=keys.named(batch['keys'], 'drop_path'),
-        )
+        drop_path_keys = keys.named(batch['keys'], 'drop_path')
+        encoded = self.encode(params, batch['images'], keys=drop_path_keys)
         logits = self._head().apply({'params': params['head']}, encoded)
         labels = jax.nn.one_hot(batch['labels'], logits.shape[-1])
         labels = optax.smooth_labels(labels, self.label_smoothing)

@@ -8,6 +8,7 @@ import jax
 from mim_jax.config import choice
 from mim_jax.masking import MASKINGS, visible_ids
 from mim_jax.models.decoders import MAEDecoder
+from mim_jax.models.vit import Encoded
 from mim_jax.objectives.base import Variables
 from mim_jax.objectives.token_prediction import TokenPrediction
 from mim_jax.targets import TARGETS, Pixels
@@ -30,19 +31,27 @@ class MAE(TokenPrediction):
         self, variables: Variables, images: jax.Array, mask: jax.Array, drop_path_keys: Any = None
     ) -> jax.Array:
         params = variables['params']
+        visible = self.visible(mask)
+        encoded = self.encode(params, images, visible=visible, keys=drop_path_keys)
+        return self.decode(params, encoded, visible)
+
+    def visible(self, mask: jax.Array) -> jax.Array:
+        """Places [B,K] int32 of the patches that `mask` [B,N] leaves visible."""
         num_visible = mask.shape[1] - self.masking.count(self.grid)
-        visible = visible_ids(mask, num_visible=num_visible)
-        encoded = self.encoder.apply(
-            {'params': params['encoder']},
-            self.inputs.normalize(images),
-            visible_ids=visible,
-            drop_path_keys=drop_path_keys,
-        )
+        return visible_ids(mask, num_visible=num_visible)
+
+    def decode(
+        self, params: Any, encoded: Encoded, visible: jax.Array, *, name: str = 'decoder'
+    ) -> jax.Array:
+        """Prediction float32 [B,N,D] at every patch from what the encoder says of the visible ones.
+
+        name: the part of `params` that holds the decoder.
+        """
         return self.decoder.apply(
-            {'params': params['decoder']},
+            {'params': params[name]},
             encoded.tokens,
             visible_ids=visible,
             grid=self.grid,
-            features=params['decoder']['predict']['kernel'].shape[-1],
+            features=params[name]['predict']['kernel'].shape[-1],
             class_token=encoded.class_token,
         )

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from mim_jax import keys
+from mim_jax.clock import Clock
 from mim_jax.config import choice
 from mim_jax.inputs import Inputs
 from mim_jax.models.vit import ViT
@@ -27,9 +28,9 @@ class Targeted(Objective):
     def needs_ema(self) -> bool:
         return self.target.needs_ema
 
-    def bind(self, encoder: ViT, inputs: Inputs) -> Objective:
+    def bind(self, encoder: ViT, inputs: Inputs, clock: Clock | None = None) -> Objective:
         target = self.target.bind(encoder, inputs)
-        return dataclasses.replace(super().bind(encoder, inputs), target=target)
+        return dataclasses.replace(super().bind(encoder, inputs, clock), target=target)
 
     def init_predictor(self, key: jax.Array, features: int) -> Variables:
         """Parameters beside the encoder's, for targets of `features` numbers."""

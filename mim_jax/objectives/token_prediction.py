@@ -7,7 +7,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from mim_jax import keys
+from mim_jax import keys, panels
+from mim_jax.clock import Clock
 from mim_jax.config import choice
 from mim_jax.errors import UserError
 from mim_jax.inputs import Inputs
@@ -18,6 +19,7 @@ from mim_jax.models.vit import ViT
 from mim_jax.morphing import Morphing
 from mim_jax.objectives.base import Batch, Objective, Variables
 from mim_jax.objectives.targeted import Targeted
+from mim_jax.panels import Sheets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +38,8 @@ class TokenPrediction(Targeted):
     distance: Any = choice(DISTANCES, 'l2')
     loss_on: Literal['hidden', 'all'] = 'hidden'
 
-    def bind(self, encoder: ViT, inputs: Inputs) -> Objective:
-        bound = super().bind(encoder, inputs)
+    def bind(self, encoder: ViT, inputs: Inputs, clock: Clock | None = None) -> Objective:
+        bound = super().bind(encoder, inputs, clock)
         self.masking.count(bound.grid)  # says what is wrong where the mask does not fit the grid
         num_tokens = bound.grid[0] * bound.grid[1]
         self.morphing.check(num_tokens, network=hasattr(self.target, 'merged'))
@@ -49,6 +51,9 @@ class TokenPrediction(Targeted):
         """Prediction float32 [B,N,D] for images [B,H,W,C] in [0, 1] with `mask` [B,N] hidden."""
         raise NotImplementedError
 
+    def mask(self, variables: Variables, batch: Batch, step: jax.Array) -> jax.Array:
+        return self.masking(keys.named(batch['keys'], 'mask'), grid=self.grid)
+
     def reduce(self, distances: jax.Array, mask: jax.Array) -> jax.Array:
         """The loss from the tokens' distances [B,N]."""
         return distances.mean() if self.loss_on == 'all' else masked_mean(distances, mask)
@@ -57,7 +62,7 @@ class TokenPrediction(Targeted):
         self, variables: Variables, batch: Batch, key: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array], Any]:
         images = batch['images']
-        mask = self.masking(keys.named(batch['keys'], 'mask'), grid=self.grid)
+        mask = self.mask(variables, batch, step)
         with jax.named_scope('student'):
             drop_path_keys = keys.named(batch['keys'], 'drop_path')
             prediction = self.predict(variables, images, mask, drop_path_keys)
@@ -71,16 +76,24 @@ class TokenPrediction(Targeted):
 
     def pictures(
         self, variables: Variables, batch: Batch, key: jax.Array, step: jax.Array
-    ) -> dict[str, Any]:
+    ) -> Sheets:
         images = batch['images']
-        mask = self.masking(keys.named(batch['keys'], 'mask'), grid=self.grid)
-        seen = {'mask': mask}
+        mask = self.mask(variables, batch, step)
+        hidden, sheets = panels.Mask(mask), {}
         if hasattr(self.target, 'to_images'):
             prediction = self.predict(variables, images, mask)
-            seen['reconstruction'] = jnp.clip(self.target.to_images(prediction, images), 0, 1)
-        return seen | self.morphing.pictures(
+            shown = jnp.clip(self.target.to_images(prediction, images), 0, 1)
+            sheets['reconstruction'] = [
+                hidden,
+                panels.Image(shown, title='reconstruction'),
+                panels.Image(shown, mask=mask, title='with visible patches'),
+            ]
+        groups = self.morphing.panels(
             self.targets(variables, images), **self.morphed(variables, batch)
         )
+        if groups:
+            sheets['groups'] = [hidden, *groups]
+        return sheets or {'mask': [hidden]}
 
     def morphed(self, variables: Variables, batch: Batch) -> dict[str, Any]:
         """What a grouping may look at beside the target."""
@@ -103,22 +116,17 @@ class MaskTokenPrediction(TokenPrediction):
         self, variables: Variables, images: jax.Array, mask: jax.Array, drop_path_keys: Any = None
     ) -> jax.Array:
         params = variables['params']
-        encoded = self.encoder.apply(
-            {'params': params['encoder']},
-            self.inputs.normalize(images),
-            mask=mask,
-            drop_path_keys=drop_path_keys,
-        )
+        encoded = self.encode(params, images, mask=mask, keys=drop_path_keys)
         head = self._head(params['head']['linear']['kernel'].shape[-1])
         return head.apply({'params': params['head']}, encoded.tokens)
 
-    def bind(self, encoder: ViT, inputs: Inputs) -> Objective:
+    def bind(self, encoder: ViT, inputs: Inputs, clock: Clock | None = None) -> Objective:
         if not encoder.mask_token:
             raise UserError(
                 'config.model.mask_token = False, but this objective hides patches behind a mask '
                 'token; set it to True.'
             )
-        return super().bind(encoder, inputs)
+        return super().bind(encoder, inputs, clock)
 
     def _head(self, features: int) -> TokenHead:
         return TokenHead(features, self.encoder.initialization, self.encoder.dtype)

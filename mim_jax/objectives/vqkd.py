@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from mim_jax import keys
+from mim_jax.clock import Clock
 from mim_jax.config import choice
 from mim_jax.errors import UserError
 from mim_jax.inputs import Inputs
@@ -46,13 +47,13 @@ class VQKD(Targeted):
     def needs_whole_batch(self) -> bool:
         return True  # codes follow the averages of the whole batch
 
-    def bind(self, encoder: ViT, inputs: Inputs) -> Objective:
+    def bind(self, encoder: ViT, inputs: Inputs, clock: Clock | None = None) -> Objective:
         if tuple(self.decoder.patch_size) != (1, 1):
             raise UserError(
                 f'config.objective.decoder.patch_size = {tuple(self.decoder.patch_size)}: the '
                 "decoder's image is the grid of codes, so that it must be (1, 1)."
             )
-        return super().bind(encoder, inputs)
+        return super().bind(encoder, inputs, clock)
 
     def init(self, key: jax.Array, images: Any) -> Variables:
         book = self.quantizer.init(keys.named(key, 'codes'))
@@ -77,11 +78,7 @@ class VQKD(Targeted):
         self, variables: Variables, batch: Batch, key: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array], Any]:
         params, images = variables['params'], batch['images']
-        encoded = self.encoder.apply(
-            {'params': params['encoder']},
-            self.inputs.normalize(images),
-            drop_path_keys=keys.named(batch['keys'], 'drop_path'),
-        )
+        encoded = self.encode(params, images, keys=keys.named(batch['keys'], 'drop_path'))
         encodings = encode(params, encoded.tokens, model=self.encoder)
         still = jax.lax.stop_gradient(encodings)
         flat = still.reshape(-1, self.quantizer.width)

@@ -1,6 +1,5 @@
 """From an objective and its variables to pictures, and from pictures to files."""
 
-import dataclasses
 import functools
 import os
 from pathlib import Path
@@ -10,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mim_jax import keys
+from mim_jax import keys, panels
 from mim_jax.errors import UserError
 from mim_jax.visualize.pictures import render
 
@@ -34,7 +33,7 @@ def draw(
     # Host values: with several processes JAX takes them as the same on each, as they are here.
     inputs = images, np.int32(seed), np.int32(step)
     seen = jax.device_get(_see(variables, *inputs, objective=objective, mesh=mesh))
-    seen['group_titles'] = seen['group_titles'].texts
+    seen['features'] = seen.pop('features')  # the objective's own sheets come first
     return render(seen, images, grid=objective.grid)
 
 
@@ -66,25 +65,17 @@ def write_png(path: str | os.PathLike, sheet: np.ndarray) -> None:
         raise UserError(f'{path} cannot be written: {error.strerror}.') from error
 
 
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
-class _Texts:
-    """Texts that come out of a compiled function."""
-
-    texts: tuple[str, ...]
-
-
 @functools.partial(jax.jit, static_argnames=('objective', 'mesh'))
 def _see(variables, images, seed, step, *, objective, mesh):
     key = jax.random.key(seed)
     images = images.astype(jnp.float32) / 255
     batch = {'images': images, 'keys': keys.per_example(key, len(images))}
     seen = dict(objective.pictures(variables, batch, key, step))
-    titles = _Texts(tuple(seen.pop('group_titles', ())))
-    seen['features'] = objective.features(variables, images).tokens.astype(jnp.float32)
+    tokens = objective.features(variables, images).tokens.astype(jnp.float32)
+    seen['features'] = [panels.Tokens(tokens, title='features (PCA)')]
     if mesh is not None:
         seen = jax.lax.with_sharding_constraint(seen, _replicated(mesh))
-    return {**seen, 'group_titles': titles}
+    return seen
 
 
 def _replicated(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:

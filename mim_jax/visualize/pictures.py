@@ -6,9 +6,10 @@ divides H and W.
 """
 
 import colorsys
-from typing import Any
 
 import numpy as np
+
+from mim_jax import panels
 
 HIDDEN = (0.52, 0.53, 0.55)
 BORDER = (1.0, 1.0, 1.0)
@@ -101,6 +102,15 @@ def pca_colors(tokens: np.ndarray, *, like: np.ndarray | None = None) -> np.ndar
     return np.pad(colors, ((0, 0), (0, 0), (0, 3 - colors.shape[-1]))).astype(np.float32)
 
 
+def resized(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Images [B,H,W,3] at `size` (height, width), as they are where they have it."""
+    if images.shape[1:3] == tuple(size):
+        return images
+    import cv2
+
+    return np.stack([cv2.resize(x, size[::-1], interpolation=cv2.INTER_AREA) for x in images])
+
+
 def on_canvas(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Images [B,H,W,3] in the middle of white ones of `size` (height, width), at least as large."""
     spare = [whole - own for whole, own in zip(size, images.shape[1:3], strict=True)]
@@ -158,19 +168,19 @@ def _borders(ids: np.ndarray, merged: np.ndarray, *, thickness: int) -> np.ndarr
     return border
 
 
-def sheet(panels: list[np.ndarray], *, titles: list[str]) -> np.ndarray:
-    """A uint8 [H',W',3] picture with one row per image and one titled column per panel.
+def sheet(columns: list[np.ndarray], *, titles: list[str]) -> np.ndarray:
+    """A uint8 [H',W',3] picture with one row per image and titled columns.
 
-    panels: float [B,H,W,3] in [0, 1], all of one B, of sizes that are whole multiples of the
-    smallest; titles: one short text per panel.
+    columns: float [B,H,W,3] in [0, 1], all of one B, of sizes that are whole multiples of the
+    smallest; titles: one short text per column.
     """
-    height, width = np.min([panel.shape[1:3] for panel in panels], axis=0)
-    scale = max([panel_scale(height, width)] + [p.shape[1] // height for p in panels])
+    height, width = np.min([column.shape[1:3] for column in columns], axis=0)
+    scale = max([panel_scale(height, width)] + [c.shape[1] // height for c in columns])
     height, width = height * scale, width * scale
-    columns = [enlarge(panel, scale=height // panel.shape[1]) for panel in panels]
+    columns = [enlarge(c, scale=height // c.shape[1]) for c in columns]
     gap = max(4, width // 40)
     header = _header(titles, width=width, gap=gap)
-    rows, count = len(panels[0]), len(panels)
+    rows, count = len(columns[0]), len(columns)
     picture = np.ones((rows * (height + gap) + gap, count * (width + gap) + gap, 3), np.float32)
     for row in range(rows):
         for column in range(count):
@@ -202,39 +212,61 @@ def _header(titles: list[str], *, width: int, gap: int) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[:height, :full, :3].copy()
 
 
-def render(
-    pictures: dict[str, Any], images: np.ndarray, *, grid: tuple[int, int]
-) -> dict[str, np.ndarray]:
-    """Draws what an objective's `pictures()` offers as named uint8 sheets, one image per row.
+def heat_colors(values: np.ndarray) -> np.ndarray:
+    """Numbers [B,N] as colours float32 [B,N,3], each image from its least (dark) to its most
+    (light); an image of equal numbers is in the middle.
+    """
+    import matplotlib
 
-    Keys of `pictures`, each optional: mask [B,N]; reconstruction [B,H,W,C] in [0, 1]; groups
-    [S,B,N] with group_titles; features [B,N,D]. images: [B,H,W,C], uint8 or in [0, 1].
+    values = np.asarray(values, np.float32)
+    low = values.min(axis=1, keepdims=True)
+    spread = values.max(axis=1, keepdims=True) - low
+    scaled = np.where(spread > 0, (values - low) / np.where(spread > 0, spread, 1), 0.5)
+    return matplotlib.colormaps['magma'](scaled)[..., :3].astype(np.float32)
+
+
+def render(
+    sheets: dict[str, list[panels.Panel]], images: np.ndarray, *, grid: tuple[int, int]
+) -> dict[str, np.ndarray]:
+    """Draws what an objective's `pictures()` offers as named uint8 sheets, one image per row: the
+    input [B,H,W,C], uint8 or in [0, 1], and the panels of the sheet beside it.
+
+    Raises ValueError for what is no panel.
     """
     photo = to_rgb(images)
+    drawn = {}
+    for name, shown in sheets.items():
+        columns = [('input', photo)]
+        columns += [_column(panel, photo, grid=grid, sheet=name) for panel in shown]
+        titles, values = zip(*columns, strict=True)
+        drawn[name] = sheet(list(values), titles=list(titles))
+    return drawn
+
+
+def _column(
+    panel: panels.Panel, photo: np.ndarray, *, grid: tuple[int, int], sheet: str
+) -> tuple[str, np.ndarray]:
+    """Title and image float [B,H,W,3] of one panel."""
     size = photo.shape[1:3]
-    mask, reconstruction, groups = (
-        pictures.get(name) for name in ('mask', 'reconstruction', 'groups')
-    )
-    sheets = {}
-    shown = {'input': photo}
-    if mask is not None:
-        shown[f'{np.mean(mask):.0%} hidden'] = hide(photo, mask, grid=grid)
-    if reconstruction is not None:
-        panels = {**shown, 'reconstruction': to_rgb(reconstruction)}
-        if mask is not None:
-            panels['with visible patches'] = composite(photo, reconstruction, mask, grid=grid)
-        sheets['reconstruction'] = sheet(list(panels.values()), titles=list(panels))
-    if groups is not None:
-        titles = pictures.get('group_titles') or [
-            f'{np.mean([len(np.unique(image)) for image in schedule]):.0f} groups'
-            for schedule in groups
-        ]
-        scale = panel_scale(*size)
-        panels = [paint_groups(photo, schedule, grid=grid, scale=scale) for schedule in groups]
-        sheets['groups'] = sheet([*shown.values(), *panels], titles=[*shown, *titles])
-    if mask is not None and not sheets:
-        sheets['mask'] = sheet(list(shown.values()), titles=list(shown))
-    if pictures.get('features') is not None:
-        colors = to_pixels(pca_colors(pictures['features']), grid=grid, size=size)
-        sheets['features'] = sheet([photo, colors], titles=['input', 'features (PCA)'])
-    return sheets
+    match panel:
+        case panels.Image(values, mask):
+            image = resized(to_rgb(values), size)
+            if mask is not None:
+                image = composite(photo, image, mask, grid=grid)
+        case panels.Mask(values, below):
+            image = hide(photo if below is None else below, values, grid=grid)
+            return panel.title or f'{np.mean(values):.0%} hidden', image
+        case panels.HeatMap(values):
+            image = to_pixels(heat_colors(values), grid=grid, size=size)
+        case panels.Groups(values):
+            image = paint_groups(photo, values, grid=grid, scale=panel_scale(*size))
+            number = np.mean([len(np.unique(one)) for one in values])
+            return panel.title or f'{number:.0f} groups', image
+        case panels.Tokens(values):
+            image = to_pixels(pca_colors(values), grid=grid, size=size)
+        case _:
+            raise ValueError(
+                f'pictures() gives {type(panel).__name__} in the sheet {sheet!r}, which is none of '
+                'the panels of mim_jax.panels.'
+            )
+    return panel.title, image

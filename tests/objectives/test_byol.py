@@ -17,7 +17,8 @@ def prepared():
     config.model.update(patch_size=(8, 8), width=16, depth=1, heads=2)
     config.objective.update(hidden=8, projection=6, token_weight=2.0, pooled_weight=0.5)
     config.objective.morphing.update(schedule='constant', num_merged=8, num_steps=2)
-    config.train.update(ema_decay=0.9, total_steps=1)
+    config.train.total_steps = 1
+    config.train.ema.decay = 0.9
     run = experiment.from_config(config)
     objective = experiment.make_objective(run, num_classes=10)
     first, second = (objective.init(jax.random.key(i), IMAGES)['params'] for i in (2, 3))

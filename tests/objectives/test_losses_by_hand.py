@@ -31,7 +31,7 @@ def prepared(tiny_config):
         }
         if method == 'classification':
             return objective, variables, batch, key
-        mask = objective.masking(keys.named(batch['keys'], 'mask'), grid=objective.grid)
+        mask = objective.mask(variables, batch, 0)
         prediction = objective.predict(variables, images, mask)
         target = objective.targets(variables, images)
         arrays = (np.asarray(x) for x in (prediction, target, mask))

@@ -1,7 +1,6 @@
 """Every grouping as a field of a method's config."""
 
 import dataclasses
-import functools
 
 import jax
 import numpy as np
@@ -60,15 +59,12 @@ def test_layerwise_compares_with_the_merged_teachers_output(prepared):
             'morphing.schedule': 'constant',
             'morphing.num_merged': '6',
             'standardize_target': 'true',
-            'distance': 'l2',
+            'distance.name': 'l2',
         }
     )
     mask = objective.masking(keys.named(batch['keys'], 'mask'), grid=objective.grid)
     prediction = np.float64(jax.jit(objective.predict)(variables, batch['images'], mask))
-    context = dict(inputs=objective.inputs, encoder=objective.encoder)
-    target, groups = jax.jit(functools.partial(objective.target.merged, **context))(
-        batch['images'], 6, variables=variables
-    )
+    target, groups = jax.jit(objective.target.merged)(variables, batch['images'], 6)
     target = np.float64(standardize_tokens(target))
     losses = []
     for image in range(2):
@@ -79,8 +75,8 @@ def test_layerwise_compares_with_the_merged_teachers_output(prepared):
             losses.append(np.mean((student - target[image, token]) ** 2))
     found = jax.jit(objective.loss)(variables, batch, jax.random.key(3), 0)[0]
     np.testing.assert_allclose(found, np.mean(losses), rtol=1e-4)
-    shown = jax.jit(lambda *given: objective.pictures(*given)['groups'])
-    np.testing.assert_array_equal(shown(variables, batch, jax.random.key(3), 0), groups[None])
+    _, shown = jax.jit(objective.pictures)(variables, batch, jax.random.key(3), 0)['groups']
+    np.testing.assert_array_equal(shown.values, groups)
 
 
 def test_layerwise_without_a_network_is_told_at_once(tiny_config):

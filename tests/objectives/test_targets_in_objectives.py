@@ -34,7 +34,7 @@ def test_hog(tiny_config):
 
 
 def test_average_of_the_student_on_whole_images(tiny_config):
-    config = tiny_config('mae', ema_decay=0.9)
+    config = tiny_config('mae', ema={'decay': 0.9})
     run = make(config, ('objective.target.name', 'ema'), ('objective.target.layer', '1'))
     loss, target = loss_and_target(run, ema='params')
     objective = experiment.make_objective(run, num_classes=10)
@@ -49,7 +49,7 @@ def test_average_of_the_student_on_whole_images(tiny_config):
 
 def test_average_needs_its_decay(tiny_config):
     run = make(tiny_config('mae'), ('objective.target.name', 'ema'))
-    with pytest.raises(UserError, match='config.train.ema_decay is none'):
+    with pytest.raises(UserError, match='config.train.ema.decay is none'):
         Program.make(run, epoch_examples=64, num_classes=10)
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mim_jax import panels
 from mim_jax.data import DataConfig
 from mim_jax.errors import UserError
 from mim_jax.visualize import __main__ as command
@@ -17,7 +18,7 @@ class Hidden:
     grid: tuple[int, int] = (4, 4)
 
     def pictures(self, variables, batch, key, step):
-        return {'mask': jnp.zeros((len(batch['images']), 16), bool)}
+        return {'mask': [panels.Mask(jnp.zeros((len(batch['images']), 16), bool))]}
 
     def features(self, variables, images):
         return types.SimpleNamespace(tokens=images.reshape(len(images), 16, -1))

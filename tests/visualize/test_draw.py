@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mim_jax import panels
 from mim_jax.errors import UserError
 from mim_jax.visualize import draw, write
 
@@ -24,11 +25,11 @@ class Halves:
         right = jax.vmap(jax.random.bernoulli)(batch['keys'])
         left = jnp.tile(jnp.arange(4) < 2, (count, 4))
         groups = jnp.tile(jnp.arange(16) // 4, (1, count, 1))
+        mask = left ^ right[:, None]
+        grey = batch['images'] * 0 + variables['params']['grey']
         return {
-            'mask': left ^ right[:, None],
-            'reconstruction': batch['images'] * 0 + variables['params']['grey'],
-            'groups': groups.astype(jnp.int32),
-            'group_titles': ('rows',),
+            'reconstruction': [panels.Mask(mask), panels.Image(grey), panels.Image(grey, mask)],
+            'groups': [panels.Mask(mask), panels.Groups(groups[0], title='rows')],
         }
 
     def features(self, variables, images):

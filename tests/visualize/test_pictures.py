@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from mim_jax import panels
 from mim_jax.visualize import pictures
 
 GRID = (2, 3)  # not square, so that a swap of rows and columns shows
@@ -146,37 +147,63 @@ def test_long_titles_are_wrapped_inside_their_column():
     assert (header[:, middle - 2 : middle + 2] == 255).all()
 
 
-@pytest.mark.parametrize(
-    'keys, expected',
-    [
-        ((), set()),
-        (('mask',), {'mask'}),
-        (('reconstruction',), {'reconstruction'}),
-        (('mask', 'reconstruction'), {'reconstruction'}),
-        (('mask', 'groups'), {'groups'}),
-        (
-            ('mask', 'reconstruction', 'groups', 'features'),
-            {'reconstruction', 'groups', 'features'},
-        ),
-    ],
-)
-def test_render_draws_whatever_there_is(keys, expected):
-    images = (make_images(2) * 255).astype(np.uint8)
-    everything = {
-        'mask': np.zeros((2, 6), bool),
-        'reconstruction': make_images(2, seed=1),
-        'groups': np.zeros((3, 2, 6), np.int32),
-        'features': make_images(2, height=6, width=5)[..., 0],
-    }
-    sheets = pictures.render({key: everything[key] for key in keys}, images, grid=GRID)
-    assert set(sheets) == expected
-    for sheet in sheets.values():
-        assert sheet.dtype == np.uint8 and sheet.ndim == 3 and sheet.shape[-1] == 3
-    if 'groups' in sheets:
-        panel = 12 * round(224 / 8)
-        gap = panel // 40
-        # The input, what is hidden, and 3 schedules.
-        assert sheets['groups'].shape[1] == 5 * (panel + gap) + gap
+def columns_of(sheet, height, width):
+    """The panels of the first row, cut out of a sheet of one row of enlarged images."""
+    scale = pictures.panel_scale(height, width)
+    height, width = height * scale, width * scale
+    gap = max(4, width // 40)
+    row = sheet[-(height + gap) : -gap]
+    count = (sheet.shape[1] - gap) // (width + gap)
+    assert count * (width + gap) + gap == sheet.shape[1]
+    return [row[:, gap + i * (width + gap) :][:, :width][::scale, ::scale] for i in range(count)]
+
+
+def test_a_sheet_has_the_input_and_a_column_for_every_panel():
+    images, other = make_images(1), make_images(1, seed=1)
+    mask = np.array([[1, 0, 0, 0, 1, 1]], bool)
+    shown = [
+        panels.Mask(mask),
+        panels.Mask(mask, other),
+        panels.Image(other),
+        panels.Image(other, mask, title='composite'),
+        panels.HeatMap(np.arange(6.0)[None]),
+        panels.Groups(np.arange(6)[None]),
+        panels.Tokens(np.eye(6)[None]),
+    ]
+    sheets = pictures.render({'all': shown, 'none': []}, images, grid=GRID)
+    found = columns_of(sheets['all'], 8, 12)
+    expected = [
+        images,
+        pictures.hide(images, mask, grid=GRID),
+        pictures.hide(other, mask, grid=GRID),
+        other,
+        pictures.composite(images, other, mask, grid=GRID),
+        pictures.to_pixels(pictures.heat_colors(np.arange(6.0)[None]), grid=GRID, size=(8, 12)),
+        images,  # a patch alone is the plain photo
+        pictures.to_pixels(pictures.pca_colors(np.eye(6)[None]), grid=GRID, size=(8, 12)),
+    ]
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, np.round(other[0] * 255).astype(np.uint8))
+    assert len(columns_of(sheets['none'], 8, 12)) == 1
+
+
+def test_an_image_of_another_size_fills_its_column():
+    small = np.full((1, 4, 6, 3), 0.5, np.float32)
+    sheet = pictures.render({'x': [panels.Image(small)]}, make_images(1), grid=GRID)['x']
+    assert (columns_of(sheet, 8, 12)[1] == 128).all()
+
+
+def test_what_is_no_panel_is_an_error():
+    with pytest.raises(ValueError, match="gives ndarray in the sheet 'mask', which is none of"):
+        pictures.render({'mask': [np.zeros((2, 6), bool)]}, make_images(2), grid=GRID)
+
+
+def test_heat_maps_rise_from_dark_to_light():
+    colors = pictures.heat_colors(np.array([[3.0, 1, 2], [5, 5, 5]]))
+    grey = colors.sum(axis=-1)
+    assert grey[0, 1] < grey[0, 2] < grey[0, 0] and colors[0, 1].max() < 0.02
+    assert np.ptp(grey[1]) == 0
 
 
 def test_colours_like_those_of_other_tokens():

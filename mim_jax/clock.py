@@ -1,0 +1,72 @@
+"""The clock of a run: durations of a config as steps, and how far a step is."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mim_jax.config import UNITS
+from mim_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Clock:
+    """How long a run is and how far it has come: examples per step, examples per epoch (None if
+    unknown) and, once known, total steps.
+    """
+
+    batch_size: int
+    epoch_examples: int | None = None
+    total_steps: int | None = None
+
+    def progress(self, step: jax.Array | int) -> jax.Array:
+        """How far the run is after `step` updates (may be traced), from 0 to 1, float32."""
+        return jnp.minimum(jnp.asarray(step, jnp.float32) / self.total_steps, 1.0)
+
+    def epoch(self, step: jax.Array | int) -> jax.Array:
+        """The epoch in which update `step` (may be traced) lies, counted from 0, int32.
+
+        Raises UserError where the size of an epoch is not known.
+        """
+        per_epoch = self.steps_per_epoch
+        return jnp.floor(jnp.asarray(step, jnp.float32) / per_epoch).astype(jnp.int32)
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Updates in an epoch, not rounded. Raises UserError where its size is not known."""
+        if self.epoch_examples is None:
+            raise UserError(
+                'The size of an epoch is not known here: a duration in steps is needed.'
+            )
+        return self.epoch_examples / self.batch_size
+
+    def steps(self, section: Any, name: str, *, path: str) -> int | None:
+        """The duration `name` of a section, as steps: one of `name_steps`, `_examples`, `_epochs`,
+        `_percent`, or None.
+        """
+        found = [(unit, getattr(section, f'{name}_{unit}', None)) for unit in UNITS]
+        found = [(unit, value) for unit, value in found if value is not None]
+        if not found:
+            return None
+        if len(found) > 1:
+            names = ' and '.join(f'{name}_{unit}' for unit, _ in found)
+            raise UserError(f'config.{path}: {names} are both given: keep one of them.')
+        unit, value = found[0]
+        if value < 0:
+            raise UserError(
+                f'config.{path}.{name}_{unit} = {value}: a duration cannot be negative.'
+            )
+        if unit == 'steps':
+            return int(value)
+        if unit == 'examples':
+            return math.ceil(value / self.batch_size)
+        if unit == 'epochs':
+            if self.epoch_examples is None:
+                raise UserError(
+                    f'config.{path}.{name}_epochs: the size of an epoch is not known here; '
+                    f'use {name}_steps.'
+                )
+            return math.ceil(value * self.epoch_examples / self.batch_size)
+        return round(value / 100 * self.total_steps)
