@@ -1,0 +1,197 @@
+"""What every method of the registry must do, each as its own config's argument `embedded` builds it.
+
+A new entry of OBJECTIVES needs no line here. Frozen networks have random weights: nothing is read.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from mim_jax import config as configs
+from mim_jax import data, dry_run, experiment, sharding, work_directory
+from mim_jax.checkpoints import Checkpoints
+from mim_jax.data.embedded import EmbeddedScenes
+from mim_jax.errors import UserError
+from mim_jax.objectives import OBJECTIVES
+from mim_jax.panels import Panel
+from mim_jax.program import Program
+from mim_jax.visualize import draw
+from mim_jax.weights import encoders
+from mim_jax.weights.__main__ import main as weights
+
+CONFIGS = Path(__file__).parent.parent.parent / 'configs'
+BATCH, STEPS = 16, 30
+
+
+def make_program(name, *, accumulation=1, **mesh):
+    """The program of a method at its embedded size, on one device unless `mesh` says otherwise."""
+    config = configs.load(f'{CONFIGS / name}.py:embedded')
+    config.data.batch_size = BATCH
+    config.data.source.update(num_train=64, num_test=32)
+    config.train.update(total_steps=STEPS, accumulation=accumulation)
+    config.mesh.update({'data': 1, 'min_shard_size': 64, **mesh})
+    # Adam divides by the gradient's own size: without this, rounding decides where it is tiny.
+    config.optimizer.eps = 1e-3
+    fields = EmbeddedScenes.fields
+    return Program.make(experiment.from_config(config), epoch_examples=64, fields=fields)
+
+
+@dataclasses.dataclass
+class Compiled:
+    """A program, its compiled step, and states and batches on its mesh."""
+
+    program: Program
+
+    def __post_init__(self):
+        self.step = self.program.trace().lower().compile()
+        place = jax.tree.map(lambda x: x.sharding, self.program.abstract_state)
+        images = self.program.abstract_batch['images']
+        self.fresh = jax.jit(lambda: self.program.step.init(images), out_shardings=place)
+
+    def batches(self, count):
+        run = self.program.run
+        source = data.make_source(run.data, split='train')
+        host = data.train_batches(source, run.data, views=self.program.views, seed=0)
+        return [sharding.put_batch(next(host), self.program.mesh) for _ in range(count)]
+
+    def run(self, state, batches):
+        """The state after the batches, and the metrics of each step."""
+        seen = []
+        for batch in batches:
+            state, metrics = self.step(state, batch)
+            seen.append(jax.device_get(metrics))
+        return state, seen
+
+
+@pytest.fixture(scope='module', params=OBJECTIVES)
+def method(request):
+    return request.param
+
+
+@pytest.fixture(scope='module')
+def alone(method):
+    """The method on one device."""
+    return Compiled(make_program(method))
+
+
+def test_the_config_is_of_the_method_and_every_size_builds(method):
+    for size in ('embedded', 'cifar10', None):
+        spec = f'{CONFIGS / method}.py' + (f':{size}' if size else '')
+        run = experiment.from_config(configs.load(spec))
+        assert type(run.objective) is OBJECTIVES[method], size
+
+
+@pytest.mark.slow
+def test_meshes_and_accumulation_give_equal_losses(method, alone):
+    state, seen = alone.run(alone.fresh(), alone.batches(2))
+    variants = [{'data': 2, 'fsdp': 4}, {'data': 2, 'fsdp': 2, 'accumulation': 2}]
+    if alone.program.objective.needs_whole_batch:
+        with pytest.raises(UserError, match='needs its batch in one piece'):
+            make_program(method, **variants.pop())
+    for variant in variants:
+        other = Compiled(make_program(method, **variant))
+        other_state, other_seen = other.run(other.fresh(), other.batches(2))
+        for mine, theirs in zip(seen, other_seen, strict=True):
+            np.testing.assert_allclose(theirs['loss'], mine['loss'], rtol=2e-5)
+            np.testing.assert_allclose(theirs['grad_norm'], mine['grad_norm'], rtol=5e-4)
+        chex.assert_trees_all_close(
+            jax.device_get(other_state.variables['params']),
+            jax.device_get(state.variables['params']),
+            atol=float(seen[-1]['learning_rate']) * 0.01,
+        )
+
+
+@pytest.mark.slow
+def test_a_resumed_run_is_the_run_to_the_last_bit(alone, tmp_path):
+    program, batches = alone.program, alone.batches(3)
+    state, expected = alone.run(alone.fresh(), batches)
+    half, _ = alone.run(alone.fresh(), batches[:2])
+    frozen = {'teacher': half.variables['teacher']} if 'teacher' in half.variables else {}
+    saving = Checkpoints(tmp_path, program.run.checkpoint, program.clock)
+    saving.save(2, half, {})
+    saving.close()
+    reading = Checkpoints(tmp_path, program.run.checkpoint, program.clock)
+    restored, _ = reading.restore(program.restorable())
+    reading.close()
+    restored = restored.replace(variables={**restored.variables, **frozen})
+    resumed, seen = alone.run(restored, batches[2:])
+    chex.assert_trees_all_equal(seen[0], expected[2])
+    chex.assert_trees_all_equal(
+        jax.device_get(resumed.variables), jax.device_get(state.variables)
+    )
+
+
+@pytest.mark.slow
+def test_the_loss_falls_on_one_batch(alone):
+    _, seen = alone.run(alone.fresh(), alone.batches(1) * STEPS)
+    losses = [metrics['loss'] for metrics in seen]
+    assert np.isfinite(losses).all()
+    assert np.mean(losses[-5:]) < 0.97 * np.mean(losses[:5])
+
+
+@pytest.mark.slow
+def test_pictures_draw(alone):
+    program = alone.program
+    run = program.run
+    source = data.make_source(run.data, split='test')
+    views = data.eval_views(run.data, program.views)
+    batch = next(iter(data.eval_batches(source, run.data, views=views, batch_size=3)))
+    batch = {name: batch[name] for name in program.abstract_batch}
+    variables = alone.fresh().variables
+    sheets = draw(program.objective, variables, batch, views=views, step=3)
+    assert 'features' in sheets
+    for sheet in sheets.values():
+        assert sheet.dtype == np.uint8 and sheet.shape[0] > 3 * 200 and np.ptp(sheet) > 100
+    again = draw(program.objective, variables, batch, views=views, step=3)
+    chex.assert_trees_all_equal(sheets, again)
+
+
+def test_pictures_are_panels_and_masks_are_exact(method):
+    """Shapes alone: nothing is compiled."""
+    program = make_program(method)
+    objective = program.objective
+    variables = program.abstract_state.variables
+    keys = jax.ShapeDtypeStruct((BATCH,), jax.random.key(0).dtype)
+    batch = {**program.abstract_batch, 'keys': keys}
+    batch = jax.eval_shape(program.step.augment, keys, batch)
+    key, step = jax.eval_shape(lambda: (jax.random.key(0), np.int32(0)))
+    num_tokens = objective.grid[0] * objective.grid[1]
+    mask = jax.eval_shape(objective.mask, variables, batch, step)
+    if mask is not None:
+        assert mask.shape == (BATCH, num_tokens) and mask.dtype == bool
+    for sheet in jax.eval_shape(objective.pictures, variables, batch, key, step).values():
+        assert sheet and all(isinstance(panel, Panel) for panel in sheet)
+    loss, metrics, state = jax.eval_shape(objective.loss, variables, batch, key, step)
+    assert all(x.shape == () and x.dtype == np.float32 for x in jax.tree.leaves((loss, metrics)))
+    expected = variables.get('state', {})
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, expected)
+    encoded = jax.eval_shape(objective.features, variables, batch['images'])
+    assert encoded.tokens.shape == (BATCH, num_tokens, objective.encoder.width)
+
+
+@pytest.mark.slow
+def test_the_encoder_is_exported_and_read_again(alone, tmp_path):
+    program = alone.program
+    workdir = tmp_path / 'run'
+    state = alone.fresh()
+    work_directory.claim(workdir, program.run)
+    saving = Checkpoints(workdir, program.run.checkpoint)
+    saving.save(1, state, {})
+    saving.close()
+    assert weights(['export', f'--workdir={workdir}', f'--out={tmp_path / "encoder"}']) == 0
+    stated, params = encoders.load_encoder(tmp_path / 'encoder')
+    written = json.loads(json.dumps(dataclasses.asdict(program.run.model)))
+    assert json.loads(json.dumps(stated)) == written
+    chex.assert_trees_all_equal(params, jax.device_get(state.variables['params']['encoder']))
+
+
+@pytest.mark.slow
+def test_a_dry_run_compiles(method):
+    lines = []
+    dry_run.dry_run(make_program(method).run, topology=None, say=lines.append)
+    assert any(line.startswith('memory per device') for line in lines)
