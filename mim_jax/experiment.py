@@ -1,6 +1,7 @@
 """One run, written down: the config sections, and the objects they describe put together."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -12,10 +13,10 @@ from mim_jax import config as configs
 from mim_jax import sharding
 from mim_jax.checkpoints import CheckpointConfig
 from mim_jax.config import Clock, choice
-from mim_jax.data import DataConfig
-from mim_jax.data.augment import augment
+from mim_jax.data import DataConfig, Field, batch_spec
+from mim_jax.data.augment import augment_views
 from mim_jax.errors import UserError
-from mim_jax.evaluators.knn import KNN
+from mim_jax.evaluators import EVALUATORS
 from mim_jax.inputs import Inputs
 from mim_jax.logs import LogConfig
 from mim_jax.models.vit import ViT
@@ -54,10 +55,11 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class EvalConfig:
+class _EvalFields:
     """Config section `eval`: which evaluators run, at step 0 and the end and every so often.
 
-    `use_ema` evaluates the average of the parameters instead of the parameters.
+    `use_ema` evaluates the average of the parameters instead of the parameters. Every entry of
+    EVALUATORS has a section of its own name here.
     """
 
     evaluators: tuple[str, ...] = ('knn',)
@@ -67,13 +69,21 @@ class EvalConfig:
     every_percent: float | None = None
     batch_size: int | None = None
     use_ema: bool = False
-    knn: KNN = dataclasses.field(default_factory=KNN)
 
     def __post_init__(self):
-        known = {f.name for f in dataclasses.fields(self) if dataclasses.is_dataclass(f.type)}
         for name in self.evaluators:
-            if name not in known:
-                raise ValueError(f'evaluators: {name!r} is none of {", ".join(sorted(known))}.')
+            if name not in EVALUATORS:
+                raise ValueError(
+                    f'evaluators: {name!r} is none of {", ".join(sorted(EVALUATORS))}.'
+                )
+
+
+EvalConfig = dataclasses.make_dataclass(
+    'EvalConfig',
+    [(name, kind, dataclasses.field(default_factory=kind)) for name, kind in EVALUATORS.items()],
+    bases=(_EvalFields,),
+    frozen=True,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +106,7 @@ class Experiment:
 # run beyond the order of floating-point sums.
 RESUMABLE = (
     r'(mesh|checkpoint|eval|log)\.',
-    r'data\.(workers|threads|prefetch|max_corrupt_share|path|eval_split|eval_crop)',
+    r'data\.(workers|threads|prefetch|max_corrupt_share|eval_split|eval_crop|source\..*path):',
     r'(model|objective\.decoder|objective\..*\.model)\.(scan|remat)',
     r'objective\..*\.weights',
 )
@@ -118,17 +128,21 @@ def from_config(config: ConfigDict) -> Experiment:
     return configs.build(Experiment, section, path='')
 
 
-def make_inputs(experiment: Experiment, *, num_classes: int | None) -> Inputs:
-    """What the parts of the method are told of the images."""
+def make_inputs(experiment: Experiment, *, fields: tuple[Field, ...]) -> Inputs:
+    """What the parts of the method are told of the data, whose source has these fields."""
     data = experiment.data
-    return Inputs(tuple(data.image_size), data.channels, data.mean, data.std, num_classes)
+    return Inputs(tuple(data.image_size), data.channels, data.mean, data.std, fields)
 
 
-def make_objective(experiment: Experiment, *, num_classes: int | None) -> Objective:
-    """The objective, bound to the encoder and the inputs of the config."""
-    inputs = make_inputs(experiment, num_classes=num_classes)
+def make_objective(experiment: Experiment, *, fields: tuple[Field, ...]) -> Objective:
+    """The objective, bound to the encoder and the inputs of the config.
+
+    Raises UserError where they do not fit each other, or the views that it wants the fields.
+    """
+    inputs = make_inputs(experiment, fields=fields)
     objective = experiment.objective.bind(experiment.model, inputs)
     objective.grid  # noqa: B018  an image that does not divide into patches is reported here
+    batch_struct(experiment, objective)
     if objective.needs_ema and experiment.train.ema_decay is None:
         raise UserError(
             'config.train.ema_decay is none, but the objective learns from an EMA network; '
@@ -161,7 +175,8 @@ def make_train_step(
             'in one piece; set it to 1, and use more devices or model.remat to save memory.'
         )
     schedule = make_schedule(experiment.optimizer, clock)
-    params = jax.eval_shape(objective.init, jax.random.key(0), image_struct(experiment))['params']
+    images = batch_struct(experiment, objective)['images']
+    params = jax.eval_shape(objective.init, jax.random.key(0), images)['params']
     optimizer = make_optimizer(
         experiment.optimizer,
         schedule,
@@ -170,15 +185,6 @@ def make_train_step(
         num_layers=experiment.model.depth + 1,
     )
 
-    def view(keys: jax.Array, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        views = [
-            augment(
-                keys, batch['images'], flip=data.flip, color_jitter=data.color_jitter, view=number
-            )
-            for number in range(objective.num_views)
-        ]
-        return {**batch, **dict(zip(('images', 'second_view'), views, strict=False))}
-
     ema_decay = None
     if train.ema_decay is not None:
         ema_decay = optax.constant_schedule(train.ema_decay)
@@ -186,7 +192,7 @@ def make_train_step(
             ema_decay = _cosine(train.ema_decay, train.ema_end_decay, clock.total_steps)
     return TrainStep(
         objective=objective,
-        view=view,
+        augment=functools.partial(augment_views, views=objective.views(data)),
         optimizer=optimizer,
         schedule=schedule,
         seed=experiment.seed,
@@ -196,10 +202,11 @@ def make_train_step(
     )
 
 
-def image_struct(experiment: Experiment) -> jax.ShapeDtypeStruct:
-    """Shape and dtype of one global batch of images as read, uint8 [B,H,W,C]."""
+def batch_struct(experiment: Experiment, objective: Objective) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of one global batch as read; see `data.batch_spec`."""
     data = experiment.data
-    return jax.ShapeDtypeStruct((data.batch_size, *data.image_size, data.channels), jnp.uint8)
+    spec = batch_spec(data, objective.views(data), objective.inputs.fields)
+    return {name: jax.ShapeDtypeStruct(s.shape, s.dtype) for name, s in spec.items()}
 
 
 def _cosine(start: float, end: float, total_steps: int):
