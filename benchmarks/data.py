@@ -8,7 +8,6 @@ crops are random (scale 0.2 to 1, or 0.08 to 1), evaluation is the centre crop.
 """
 
 import argparse
-import functools
 import io
 import os
 import platform
@@ -20,33 +19,33 @@ import numpy as np
 from PIL import Image
 
 from mim_jax import data
-from mim_jax.data import folder, views
+from mim_jax.data import crops, folder, picture
+
+CROPS = {
+    'crop 0.2-1': data.Crop(scale=(0.2, 1.0)),
+    'crop 0.08-1': data.Crop(scale=(0.08, 1.0)),
+    'centre': data.Crop(mode='centre', share=0.875),
+}
 
 
-def pillow_view(encoded, choose_box, *, size):
+def by_pillow(encoded, view, rng):
     image = Image.open(io.BytesIO(encoded)).convert('RGB')
-    top, left, height, width = choose_box(height=image.height, width=image.width)
-    image = image.crop((round(left), round(top), round(left + width), round(top + height)))
+    size = view.image_size
+    window = crops.choose(view.crop, rng, height=image.height, width=image.width, size=size)
+    top, left, height, width = window.box
+    image = image.crop((left, top, left + width, top + height))
     return np.asarray(image.resize(size[::-1], Image.BICUBIC))
 
 
-def our_view(encoded, choose_box, *, size):
-    return views.view(
-        {'image': encoded}, choose_box, size=size, channels=3, interpolation='bicubic'
-    )[0]
+def by_us(encoded, view, rng):
+    return picture.show(picture.Item({'image': encoded}, channels=3), view, rng).image
 
 
-def boxes(kind, size):
-    if kind == 'centre':
-        return lambda seed: functools.partial(views.centre_box, size=size, share=0.875)
-    return lambda seed: functools.partial(
-        views.random_box, np.random.default_rng(seed), scale=(kind, 1.0), ratio=(3 / 4, 4 / 3)
-    )
-
-
-def milliseconds(function, photos, choose, size):
+def milliseconds(function, photos, view):
     start = time.process_time()
-    results = [function(photo, choose(i), size=size) for i, photo in enumerate(photos)]
+    results = [
+        function(photo, view, np.random.default_rng(seed)) for seed, photo in enumerate(photos)
+    ]
     return 1e3 * (time.process_time() - start) / len(photos), results
 
 
@@ -65,12 +64,12 @@ def main():
     print(f'{len(photos)} photos to {size[0]}x{size[1]}, best of {args.repeats}\n')
     print('| view | ours, ms | Pillow, ms | times faster | mean difference | largest |')
     print('| --- | --- | --- | --- | --- | --- |')
-    for name, kind in (('crop 0.2-1', 0.2), ('crop 0.08-1', 0.08), ('centre', 'centre')):
-        choose = boxes(kind, size)
+    for name, crop in CROPS.items():
+        view = data.View(crop=crop, image_size=size)
         best = [np.inf, np.inf]
         for _ in range(args.repeats):
-            ours, ours_out = milliseconds(our_view, photos, choose, size)
-            pillow, pillow_out = milliseconds(pillow_view, photos, choose, size)
+            ours, ours_out = milliseconds(by_us, photos, view)
+            pillow, pillow_out = milliseconds(by_pillow, photos, view)
             best = [min(best[0], ours), min(best[1], pillow)]
         difference = np.abs(np.stack(ours_out).astype(int) - np.stack(pillow_out))
         print(

@@ -8,6 +8,7 @@ method that morphs, the same step without morphing is timed in turn with it, in 
 """
 
 import argparse
+import functools
 import time
 
 import jax
@@ -15,6 +16,7 @@ import numpy as np
 
 from mim_jax import config as configs
 from mim_jax import experiment, sharding
+from mim_jax.data import image_fields
 from mim_jax.logs import peak_flops
 from mim_jax.program import Program
 
@@ -59,22 +61,21 @@ class Step:
     def __init__(self, config, assignments):
         config = configs.override(configs.load(config), experiment.Experiment, assignments)
         run = experiment.from_config(config)
-        self.program = Program.make(run, epoch_examples=1_281_167, num_classes=1000)
+        self.program = Program.make(run, epoch_examples=1_281_167, fields=image_fields(1000))
         traced = self.program.trace()
         self.flops = self.program.model_flops(traced)
         start = time.perf_counter()
         self.compiled = traced.lower().compile()
         self.compile_seconds = time.perf_counter() - start
         place = jax.tree.map(lambda x: x.sharding, self.program.abstract_state)
-        images = experiment.image_struct(run)
-        self.state = jax.jit(lambda: self.program.step.init(images), out_shardings=place)()
+        arrays = self.program.abstract_batch
+        init = functools.partial(self.program.step.init, arrays['images'])
+        self.state = jax.jit(init, out_shardings=place)()
         rng = np.random.default_rng(0)
-        batch = {
-            'images': rng.integers(0, 256, images.shape, np.uint8),
-            'labels': rng.integers(0, 1000, images.shape[0], np.int32),
-        }
+        # Numbers small enough to be classes, whatever they stand for.
+        batch = {k: rng.integers(0, 256, a.shape).astype(a.dtype) for k, a in arrays.items()}
         self.batch = sharding.put_batch(batch, self.program.mesh)
-        self.images = images.shape[0]
+        self.images = run.data.batch_size
         self.run()  # the first step is slower
         self.seconds = []
 

@@ -1,7 +1,7 @@
 """BEiT v2, ViT-B/16, ImageNet-1K, 300 epochs, with morphing of its visual tokens.
 
     python -m mim_jax.main --config=configs/beitv2.py
-    python -m mim_jax.main --config=configs/beitv2.py:cifar10 --config.data.path=DIR
+    python -m mim_jax.main --config=configs/beitv2.py:cifar10 --config.data.source.path=DIR
     python -m mim_jax.main --config=configs/beitv2.py:embedded
 
 Without morphing, BEiT v2 itself: `--config.objective.morphing.schedule=none`.

@@ -1,7 +1,7 @@
 """Bootstrap Your Own Latent on tokens, morphed: two views, no teacher but the network's average.
 
     python -m mim_jax.main --config=configs/byol.py
-    python -m mim_jax.main --config=configs/byol.py:cifar10 --config.data.path=DIR
+    python -m mim_jax.main --config=configs/byol.py:cifar10 --config.data.source.path=DIR
     python -m mim_jax.main --config=configs/byol.py:embedded
 
 Without morphing: `--config.objective.morphing.schedule=none`.
@@ -27,7 +27,7 @@ def get_config(scale='vitb'):
     config.model.update(PLAIN)
     config.objective.update(HEADS[scale])
     config.objective.morphing.schedule = 'random'
-    config.data.color_jitter = (0.4, 0.4, 0.4)
+    config.data.colors.update(brightness=0.4, contrast=0.4, saturation=0.4)
     config.train.ema.update(decay=0.996, end_decay=1.0)
     if scale == 'vitb':
         config.optimizer.update(learning_rate=1.5e-4, scaling='linear', reference_batch=256)

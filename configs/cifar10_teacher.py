@@ -1,7 +1,7 @@
 """A supervised ViT on CIFAR-10, as a frozen teacher for dtm_cifar10.py.
 
-    python -m mim_jax.main --config=configs/cifar10_teacher.py --config.data.path=DIR
-    python -m mim_jax.main --config=configs/dtm_cifar10.py --config.data.path=DIR \\
+    python -m mim_jax.main --config=configs/cifar10_teacher.py --config.data.source.path=DIR
+    python -m mim_jax.main --config=configs/dtm_cifar10.py --config.data.source.path=DIR \\
         --config.objective.target.weights=runs/cifar10_teacher \\
         --config.objective.target.model.depth=6
 
@@ -18,7 +18,7 @@ def get_config():
     config = default_config('classification')
     config.data = mae().data
     config.data.batch_size = 128
-    config.data.color_jitter = (0.4, 0.4, 0.4)
+    config.data.colors.update(brightness=0.4, contrast=0.4, saturation=0.4)
     config.model.update(patch_size=(4, 4), width=192, depth=6, heads=3, drop_path=0.05)
     config.objective.update(head_scale=1.0, label_smoothing=0.1)
     config.optimizer.update(

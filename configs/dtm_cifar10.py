@@ -1,8 +1,8 @@
 """Dynamic Token Morphing on CIFAR-10 from a teacher of ours: 32x32 images, patches of 4, a small
 ViT.
 
-    python -m mim_jax.main --config=configs/mae_cifar10.py --config.data.path=DIR
-    python -m mim_jax.main --config=configs/dtm_cifar10.py --config.data.path=DIR
+    python -m mim_jax.main --config=configs/mae_cifar10.py --config.data.source.path=DIR
+    python -m mim_jax.main --config=configs/dtm_cifar10.py --config.data.source.path=DIR
 
 The teacher is the work directory of the first command (`runs/mae_cifar10`); with
 `--config.objective.target.weights=RUN` any other run with the same encoder is, a supervised one
@@ -35,7 +35,7 @@ def get_config():
     target.weights = 'runs/mae_cifar10'
     target.model.update(patch_size=(4, 4), width=192, depth=12, heads=3)
     target.mean, target.std = config.data.mean, config.data.std
-    config.data.color_jitter = (0.4, 0.4, 0.4)
+    config.data.colors.update(brightness=0.4, contrast=0.4, saturation=0.4)
     config.optimizer.update(
         learning_rate=1.5e-3,
         scaling='sqrt',

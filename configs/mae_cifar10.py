@@ -1,11 +1,13 @@
 """Masked Autoencoder on CIFAR-10: 32x32 images, patches of 4, a small ViT.
 
-    python -m mim_jax.main --config=configs/mae_cifar10.py --config.data.path=DIR
+    python -m mim_jax.main --config=configs/mae_cifar10.py --config.data.source.path=DIR
 
 DIR holds train/CLASS/*.jpg and test/CLASS/*.jpg; or, with TFDS' prepared data,
-`--config.data.source=tfds --config.data.dataset=cifar10`.
+`--config.data.source.name=tfds --config.data.source.dataset=cifar10`.
 """
 
+from mim_jax.config import option
+from mim_jax.data import SOURCES
 from mim_jax.experiment import default_config
 
 
@@ -14,9 +16,8 @@ def get_config():
     config.model.update(patch_size=(4, 4), width=192, depth=12, heads=3)
     config.objective.masking.ratio = 0.75
     config.objective.decoder.update(width=128, depth=4, heads=4)
+    config.data.source = option(SOURCES, 'folder', path='cifar10')
     config.data.update(
-        source='folder',
-        path='cifar10',
         image_size=(32, 32),
         batch_size=512,
         mean=(0.4914, 0.4822, 0.4465),

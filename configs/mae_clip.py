@@ -1,7 +1,7 @@
 """MAE that predicts a teacher's features, morphed: CLIP ViT-B/16 by default.
 
     python -m mim_jax.main --config=configs/mae_clip.py
-    python -m mim_jax.main --config=configs/mae_clip.py:cifar10 --config.data.path=DIR
+    python -m mim_jax.main --config=configs/mae_clip.py:cifar10 --config.data.source.path=DIR
     python -m mim_jax.main --config=configs/mae_clip.py:embedded
 
 Without morphing: `--config.objective.morphing.schedule=none`.

@@ -8,6 +8,8 @@ Data: as in dtm_vitb.py. Published result: 83.6 top-1 after fine-tuning on Image
 epochs). This config has not been run to the end by this project; its cost has not been measured.
 """
 
+from mim_jax.config import option
+from mim_jax.data import SOURCES
 from mim_jax.experiment import default_config
 
 
@@ -18,9 +20,8 @@ def get_config():
     )
     config.objective.masking.ratio = 0.75
     config.objective.decoder.update(width=512, depth=8, heads=16, dtype='bfloat16', remat='full')
+    config.data.source = option(SOURCES, 'tfds', dataset='imagenet2012')
     config.data.update(
-        source='tfds',
-        dataset='imagenet2012',
         eval_split='validation',
         image_size=(224, 224),
         batch_size=4096,

@@ -21,7 +21,7 @@ def get_config():
         std=(0.25, 0.25, 0.25),
     )
     config.data.crop.mode = 'none'
-    config.data.embedded.num_train = 65536
+    config.data.source.num_train = 65536
     config.optimizer.update(
         learning_rate=1.5e-3, scaling='none', warmup_percent=5.0, beta2=0.99, clip_norm=1.0
     )

@@ -11,6 +11,8 @@ ImageNet-1K. This config has not been run to the end by this project; its cost h
 measured.
 """
 
+from mim_jax.config import option
+from mim_jax.data import SOURCES
 from mim_jax.experiment import default_config
 
 
@@ -31,9 +33,8 @@ def get_config():
         remat='full',
     )
     config.objective.masking.ratio = 0.6
+    config.data.source = option(SOURCES, 'tfds', dataset='imagenet2012')
     config.data.update(
-        source='tfds',
-        dataset='imagenet2012',
         eval_split='validation',
         image_size=(224, 224),
         batch_size=2048,

@@ -1,7 +1,7 @@
 """VQ-KD, BEiT v2's tokenizer: ViT-B/16, 8,192 codes of 32 numbers, CLIP ViT-B/16 features.
 
     python -m mim_jax.main --config=configs/vqkd.py
-    python -m mim_jax.main --config=configs/vqkd.py:cifar10 --config.data.path=DIR
+    python -m mim_jax.main --config=configs/vqkd.py:cifar10 --config.data.source.path=DIR
     python -m mim_jax.main --config=configs/vqkd.py:embedded
 
 The run's work directory (`runs/vqkd_SCALE`) is the tokenizer of beitv2.py. Paper: Peng et al.,

@@ -47,9 +47,7 @@ def written(instance: Any) -> ConfigDict:
         value = getattr(instance, field.name)
         options = field.metadata.get('options')
         if options:
-            name = next(name for name, option in options.items() if option is type(value))
-            section[field.name] = ConfigDict({'name': name})
-            section[field.name].update(written(value))
+            section[field.name] = _written_option(options, value)
         elif dataclasses.is_dataclass(value):
             section[field.name] = written(value)
         elif value is None:
@@ -58,6 +56,20 @@ def written(instance: Any) -> ConfigDict:
             section[field.name] = config_dict.placeholder(typing.get_origin(simple) or simple)
         else:
             section[field.name] = value
+    return section
+
+
+def option(options: Mapping[str, type], name: str, **fields: Any) -> ConfigDict:
+    """The section of a field declared by `choice`, for a config file to assign: the option called
+    `name`, with the given fields and its own defaults.
+    """
+    return _written_option(options, options[name](**fields)).lock()
+
+
+def _written_option(options: Mapping[str, type], instance: Any) -> ConfigDict:
+    name = next(name for name, kind in options.items() if kind is type(instance))
+    section = ConfigDict({'name': name})
+    section.update(written(instance))
     return section
 
 

@@ -13,10 +13,9 @@ from mim_jax.experiment import Experiment
 from mim_jax.program import Program
 from mim_jax.sharding import path_name
 
-# Stand-ins for what only the data knows; the compiled step does not depend on them beyond
-# constants.
+# Stands in for what only the data knows, as do the fields that its config section assumes; the
+# compiled step does not depend on it beyond constants.
 ASSUMED_EPOCH = 1_281_167
-ASSUMED_CLASSES = 1000
 
 
 def dry_run(run: Experiment, *, topology: str | None, say: Callable[[str], None] = print) -> None:
@@ -28,12 +27,16 @@ def dry_run(run: Experiment, *, topology: str | None, say: Callable[[str], None]
     """
     devices = topology_devices(topology) if topology else None
     program = Program.make(
-        run, epoch_examples=ASSUMED_EPOCH, num_classes=ASSUMED_CLASSES, devices=devices
+        run,
+        epoch_examples=ASSUMED_EPOCH,
+        fields=run.data.source.assumed_fields(),
+        devices=devices,
     )
     kind = program.mesh.devices.flat[0].device_kind
     shape = ', '.join(f'{axis} {size}' for axis, size in program.mesh.shape.items())
     say(f'mesh: {shape} of {program.mesh.size} x {kind}')
-    say(f'batch: {describe(program.abstract_batch["images"])}')
+    for name, array in program.abstract_batch.items():
+        say(f'batch: {name} {describe(array)}')
     for collection, tree in program.abstract_state.variables.items():
         say(table(collection, tree))
     optimizer = jax.tree.leaves(program.abstract_state.opt_state)

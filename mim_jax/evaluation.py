@@ -1,5 +1,6 @@
 """The evaluators of a run, and what they are fed: the encoder's features of labelled images."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -17,7 +18,8 @@ class Evaluation:
     """Runs the evaluators of the config section `eval` on the variables of a program.
 
     `missing` says why nothing is evaluated, where the data has no labels or no evaluation split;
-    otherwise it is None.
+    otherwise it is None. `views` are the objective's as they are drawn, of which evaluators see
+    `images` alone.
     """
 
     def __init__(self, program: Program, source: data.Source):
@@ -27,7 +29,9 @@ class Evaluation:
         self._features = {}
         self._test = None
         self.missing = None
-        if source.num_classes is None:
+        self.views = data.eval_views(self._config, program.views)
+        self._num_classes = data.num_classes(source.fields)
+        if self._num_classes is None:
             self.missing = 'No evaluation: the training images have no labels.'
         elif self._config.eval_split is None:
             self.missing = 'No evaluation: config.data.eval_split is none.'
@@ -55,21 +59,22 @@ class Evaluation:
                 functools.partial(self._feature_fn(evaluator.pool), variables),
                 self._batches(EvenlySpaced(self._source, evaluator.max_train)),
                 self._batches(EvenlySpaced(self._test, evaluator.max_test)),
-                num_classes=self._source.num_classes,
+                num_classes=self._num_classes,
             )
             values |= {f'eval/{name}/{metric}': value for metric, value in results}
         return values
 
-    def sample(self, count: int) -> np.ndarray:
-        """Up to `count` images uint8 [n,H,W,C] for pictures: evaluation data if there is any."""
+    def sample(self, count: int) -> dict[str, np.ndarray]:
+        """Up to `count` items in `views`, for pictures: evaluation data if there is any."""
         source = EvenlySpaced(self._source if self._test is None else self._test, count)
-        batches = data.eval_batches(source, self._config, batch_size=len(source))
-        return next(iter(batches))['images']
+        batches = data.eval_batches(source, self._config, views=self.views, batch_size=len(source))
+        return next(iter(batches))
 
     def _batches(self, source: data.Source) -> Iterable[dict[str, np.ndarray]]:
         return data.eval_batches(
             source,
             self._config,
+            views={'images': dataclasses.replace(self.views['images'], boxes=False, maps=())},
             batch_size=self._program.run.eval.batch_size or self._config.batch_size,
             process_index=jax.process_index(),
             process_count=jax.process_count(),

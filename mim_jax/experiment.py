@@ -1,10 +1,10 @@
 """One run, written down: the config sections, and the objects they describe put together."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from mim_jax import config as configs
@@ -13,10 +13,10 @@ from mim_jax.averages import Average
 from mim_jax.checkpoints import CheckpointConfig
 from mim_jax.clock import Clock
 from mim_jax.config import choice
-from mim_jax.data import DataConfig
-from mim_jax.data.augment import augment
+from mim_jax.data import DataConfig, Field, batch_spec
+from mim_jax.data.augment import augment_views
 from mim_jax.errors import UserError
-from mim_jax.evaluators.knn import KNN
+from mim_jax.evaluators import EVALUATORS
 from mim_jax.inputs import Inputs
 from mim_jax.logs import LogConfig
 from mim_jax.models.vit import ViT
@@ -47,10 +47,11 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class EvalConfig:
+class _EvalFields:
     """Config section `eval`: which evaluators run, at step 0 and the end and every so often.
 
-    `use_ema` evaluates the average of the parameters instead of the parameters.
+    `use_ema` evaluates the average of the parameters instead of the parameters. Every entry of
+    EVALUATORS has a section of its own name here.
     """
 
     evaluators: tuple[str, ...] = ('knn',)
@@ -60,13 +61,21 @@ class EvalConfig:
     every_percent: float | None = None
     batch_size: int | None = None
     use_ema: bool = False
-    knn: KNN = dataclasses.field(default_factory=KNN)
 
     def __post_init__(self):
-        known = {f.name for f in dataclasses.fields(self) if dataclasses.is_dataclass(f.type)}
         for name in self.evaluators:
-            if name not in known:
-                raise ValueError(f'evaluators: {name!r} is none of {", ".join(sorted(known))}.')
+            if name not in EVALUATORS:
+                raise ValueError(
+                    f'evaluators: {name!r} is none of {", ".join(sorted(EVALUATORS))}.'
+                )
+
+
+EvalConfig = dataclasses.make_dataclass(
+    'EvalConfig',
+    [(name, kind, dataclasses.field(default_factory=kind)) for name, kind in EVALUATORS.items()],
+    bases=(_EvalFields,),
+    frozen=True,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,19 +110,23 @@ def from_config(config: ConfigDict) -> Experiment:
     return configs.build(Experiment, section, path='')
 
 
-def make_inputs(experiment: Experiment, *, num_classes: int | None) -> Inputs:
-    """What the parts of the method are told of the images."""
+def make_inputs(experiment: Experiment, *, fields: tuple[Field, ...]) -> Inputs:
+    """What the parts of the method are told of the data, whose source has these fields."""
     data = experiment.data
-    return Inputs(tuple(data.image_size), data.channels, data.mean, data.std, num_classes)
+    return Inputs(tuple(data.image_size), data.channels, data.mean, data.std, fields)
 
 
 def make_objective(
-    experiment: Experiment, *, num_classes: int | None, clock: Clock | None = None
+    experiment: Experiment, *, fields: tuple[Field, ...], clock: Clock | None = None
 ) -> Objective:
-    """The objective, bound to the encoder and the inputs of the config and to the run's clock."""
-    inputs = make_inputs(experiment, num_classes=num_classes)
+    """The objective, bound to the encoder and the inputs of the config and to the run's clock.
+
+    Raises UserError where they do not fit each other, or the views that it wants the fields.
+    """
+    inputs = make_inputs(experiment, fields=fields)
     objective = experiment.objective.bind(experiment.model, inputs, clock)
     objective.grid  # noqa: B018  an image that does not divide into patches is reported here
+    batch_struct(experiment, objective)
     if objective.needs_ema and experiment.train.ema.decay is None:
         raise UserError(
             'config.train.ema.decay is none, but the objective learns from an EMA network; '
@@ -146,7 +159,8 @@ def make_train_step(
             'in one piece; set it to 1, and use more devices or model.remat to save memory.'
         )
     schedule = make_schedule(experiment.optimizer, clock)
-    params = jax.eval_shape(objective.init, jax.random.key(0), image_struct(experiment))['params']
+    images = batch_struct(experiment, objective)['images']
+    params = jax.eval_shape(objective.init, jax.random.key(0), images)['params']
     optimizer = make_optimizer(
         experiment.optimizer,
         schedule,
@@ -154,20 +168,10 @@ def make_train_step(
         layers=objective.layers(params),
         num_layers=experiment.model.depth + 1,
     )
-
-    def view(keys: jax.Array, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        views = [
-            augment(
-                keys, batch['images'], flip=data.flip, color_jitter=data.color_jitter, view=number
-            )
-            for number in range(objective.num_views)
-        ]
-        return {**batch, **dict(zip(('images', 'second_view'), views, strict=False))}
-
     train.ema.of(params)  # says what is wrong with the parts that are averaged
     return TrainStep(
         objective=objective,
-        view=view,
+        augment=functools.partial(augment_views, views=objective.views(data)),
         optimizer=optimizer,
         schedule=schedule,
         seed=experiment.seed,
@@ -178,7 +182,8 @@ def make_train_step(
     )
 
 
-def image_struct(experiment: Experiment) -> jax.ShapeDtypeStruct:
-    """Shape and dtype of one global batch of images as read, uint8 [B,H,W,C]."""
+def batch_struct(experiment: Experiment, objective: Objective) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of one global batch as read; see `data.batch_spec`."""
     data = experiment.data
-    return jax.ShapeDtypeStruct((data.batch_size, *data.image_size, data.channels), jnp.uint8)
+    spec = batch_spec(data, objective.views(data), objective.inputs.fields)
+    return {name: jax.ShapeDtypeStruct(s.shape, s.dtype) for name, s in spec.items()}

@@ -5,11 +5,11 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from mim_jax import experiment, flops, sharding
 from mim_jax.checkpoints import FROZEN
 from mim_jax.clock import Clock
+from mim_jax.data import Field, Views
 from mim_jax.objectives.base import Objective
 from mim_jax.train_step import TrainState, TrainStep
 
@@ -30,20 +30,27 @@ class Program:
         run: experiment.Experiment,
         *,
         epoch_examples: int | None,
-        num_classes: int | None,
+        fields: tuple[Field, ...],
         devices: list | None = None,
     ) -> 'Program':
-        """Checks the config against itself and the devices (all of them by default)."""
+        """Checks the config against itself, the fields of its data source and the devices (all of
+        them by default).
+        """
         mesh = sharding.make_mesh(run.mesh, devices)
         clock = experiment.make_clock(run, epoch_examples)
-        objective = experiment.make_objective(run, num_classes=num_classes, clock=clock)
+        objective = experiment.make_objective(run, fields=fields, clock=clock)
         step = experiment.make_train_step(run, objective, clock, mesh)
         return cls(run, mesh, clock, objective, step)
+
+    @property
+    def views(self) -> Views:
+        """What the objective sees of an item, by name."""
+        return self.objective.views(self.run.data)
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the state."""
-        abstract = jax.eval_shape(self.step.init, experiment.image_struct(self.run))
+        abstract = jax.eval_shape(self.step.init, self.abstract_batch['images'])
         shardings = sharding.state_shardings(
             abstract, self.mesh, min_shard_size=self.run.mesh.min_shard_size
         )
@@ -54,10 +61,7 @@ class Program:
     @functools.cached_property
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes, dtypes and shardings of a global batch as read."""
-        images = experiment.image_struct(self.run)
-        batch = {'images': images}
-        if self.objective.inputs.num_classes is not None:
-            batch['labels'] = jax.ShapeDtypeStruct(images.shape[:1], jnp.int32)
+        batch = experiment.batch_struct(self.run, self.objective)
         place = sharding.batch_sharding(self.mesh)
         return {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=place) for k, v in batch.items()}
 
@@ -74,15 +78,14 @@ class Program:
         run = _without_remat(self.run)
         if run == self.run:
             return flops.matmul_flops(traced.jaxpr)
-        objective = experiment.make_objective(
-            run, num_classes=self.objective.inputs.num_classes, clock=self.clock
-        )
+        fields = self.objective.inputs.fields
+        objective = experiment.make_objective(run, fields=fields, clock=self.clock)
         step = dataclasses.replace(self.step, objective=objective)
         return flops.matmul_flops(jax.make_jaxpr(step)(self.abstract_state, self.abstract_batch))
 
     def init(self, pretrained: dict[str, Any]) -> TrainState:
         """The state before the first step, born with its shardings; see `pretrained`."""
-        images = experiment.image_struct(self.run)
+        images = self.abstract_batch['images']
 
         def trained() -> TrainState:
             # The frozen collections come from files: their fresh values are never computed.

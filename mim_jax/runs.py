@@ -33,7 +33,7 @@ def restore_run(
     program = Program.make(
         run,
         epoch_examples=len(source),
-        num_classes=source.num_classes,
+        fields=source.fields,
         devices=jax.local_devices()[:1],
     )
     return program, {**program.pretrained(), **variables}, step

@@ -152,7 +152,7 @@ def _built(
 
     config = configs.override(configs.load(base), experiment.Experiment, list(assignments))
     run = experiment.from_config(config)
-    objective = experiment.make_objective(run, num_classes=None)
+    objective = experiment.make_objective(run, fields=run.data.source.assumed_fields())
     if not read:
         return run, None
     source = data.make_source(run.data, split=run.data.split)

@@ -1,4 +1,4 @@
-"""The training state and the jitted update: view, loss, gradients, accumulation, clipping, AdamW,
+"""The training state and the jitted update: views, loss, gradients, accumulation, clipping, AdamW,
 EMA.
 """
 
@@ -39,16 +39,19 @@ class TrainStep:
 
     Attributes:
         objective: see `mim_jax.objectives.base.Objective`.
-        view: function (keys [B], batch as read) -> batch with float32 images in [0, 1]: the device
-        half of the data. optimizer: optax transformation over `params`. schedule: learning rate by
-        step, for the log. seed: all randomness is a function of (seed, step, name). accumulation:
-        microbatches per step; the update equals the full batch's. average: which parameters have an
-        average `ema`. ema_decay: function step -> its decay, or None. mesh: the device mesh the
-        batch is split over.
+        augment: function (keys [B], batch as read) -> batch with float32 views in [0, 1]: the
+            device half of the data, see `mim_jax.data.augment.augment_views`.
+        optimizer: optax transformation over `params`.
+        schedule: learning rate by step, for the log.
+        seed: all randomness is a function of (seed, step, name).
+        accumulation: microbatches per step; the update equals the full batch's.
+        average: which parameters have an average `ema`.
+        ema_decay: function step -> decay of that average, or None.
+        mesh: the device mesh the batch is split over.
     """
 
     objective: Any
-    view: Callable[[jax.Array, Batch], Batch]
+    augment: Callable[[jax.Array, Batch], Batch]
     optimizer: optax.GradientTransformation
     schedule: Schedule
     seed: int
@@ -66,8 +69,8 @@ class TrainStep:
         return TrainState(jnp.zeros((), jnp.int32), variables, opt_state)
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        """One update. `batch` is as read from disk: images uint8 [B, H, W, C] and, if known, labels
-        int32 [B].
+        """One update. `batch` is as read from disk: the arrays of `mim_jax.data.batch_spec`, such
+        as images uint8 [B, H, W, C] and labels int32 [B].
         """
         key = jax.random.fold_in(jax.random.key(self.seed), state.step)
         batch = {**batch, 'keys': keys.per_example(key, batch['images'].shape[0])}
@@ -93,9 +96,9 @@ class TrainStep:
             variables = {**state.variables, 'params': params}
             if extra:
                 variables['state'] = extra
-            with jax.named_scope('view'):
-                viewed = self.view(micro['keys'], micro)
-            value, metrics, extra = self.objective.loss(variables, viewed, key, state.step)
+            with jax.named_scope('augment'):
+                micro = self.augment(micro['keys'], micro)
+            value, metrics, extra = self.objective.loss(variables, micro, key, state.step)
             weight = None
             if isinstance(value, Weighted):
                 # Parts of a batch add up as sums; the whole batch is a mean at once.

@@ -34,12 +34,10 @@ class Trainer:
         self.run = run
         self.workdir = Path(workdir)
         self.source = data.make_source(run.data, split=run.data.split)
-        self.program = Program.make(
-            run, epoch_examples=len(self.source), num_classes=self.source.num_classes
-        )
+        self.program = Program.make(run, epoch_examples=len(self.source), fields=self.source.fields)
         self.evaluation = Evaluation(self.program, self.source)
         self.pretrained = self.program.pretrained()
-        self._pictured = None  # images of every picture of this run
+        self._pictured = None  # the batch of every picture of this run
         clock = self.program.clock
         self.total = clock.total_steps
         self.every = {
@@ -118,6 +116,7 @@ class Trainer:
         batches = data.train_batches(
             self.source,
             self.run.data,
+            views=self.program.views,
             seed=self.run.seed,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
@@ -178,6 +177,7 @@ class Trainer:
             self.program.objective,
             state.variables,
             self._pictured,
+            views=self.evaluation.views,
             step=step,
             seed=self.run.seed,
             mesh=self.program.mesh,

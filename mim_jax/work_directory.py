@@ -21,7 +21,7 @@ SECTIONS = ('data', 'objective', 'model')  # some that every run's config has
 # run beyond the order of floating-point sums.
 RESUMABLE = (
     r'(mesh|checkpoint|eval|log)\.',
-    r'data\.(workers|threads|prefetch|max_corrupt_share|path|eval_split|eval_crop)',
+    r'data\.(workers|threads|prefetch|max_corrupt_share|eval_split|eval_crop|source\..*path):',
     r'(model|objective)\.([^:]*\.)?(scan|remat):',  # of every network that a method has
     r'objective\.([^:]*\.)?weights:',  # a file may have moved
 )

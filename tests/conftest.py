@@ -52,7 +52,7 @@ def tiny_config(teacher_file):
         config = experiment.default_config(objective)
         config.data.update(image_size=(32, 32), batch_size=16)
         config.data.crop.mode = 'none'
-        config.data.embedded.update(num_train=64, num_test=32)
+        config.data.source.update(num_train=64, num_test=32)
         config.model.update(
             patch_size=(8, 8),
             width=32,

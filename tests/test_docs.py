@@ -46,7 +46,5 @@ def test_the_worked_example_of_a_method_trains(tmp_path, monkeypatch):
     lines = map(json.loads, (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines())
     losses = [line['train/loss'] for line in lines if 'train/loss' in line]
     assert len(losses) == 12 and losses[-1] < 0.9 * losses[0]
-    assert sorted(path.name for path in (tmp_path / 'run' / 'pictures').iterdir()) == [
-        'features_000012.png',
-        'mask_000012.png',
-    ]
+    drawn = {path.name for path in (tmp_path / 'run' / 'pictures').iterdir()}
+    assert drawn >= {'features_000012.png', 'mask_000012.png'}

@@ -8,13 +8,14 @@ import jax
 import pytest
 
 from mim_jax import config, experiment, main, runs
+from mim_jax.data import image_fields
 
 CONFIGS = Path(__file__).parent.parent / 'configs'
 SHORT = [
     '--config.train.total_steps=2',
     '--config.data.batch_size=16',
-    '--config.data.embedded.num_train=64',
-    '--config.data.embedded.num_test=32',
+    '--config.data.source.num_train=64',
+    '--config.data.source.num_test=32',
     '--config.eval.evaluators=()',
     '--config.mesh.data=1',
     '--config.log.every_steps=1',
@@ -87,7 +88,7 @@ def test_another_tokenizer_than_the_config_says_is_told(train, capsys):
 @pytest.mark.parametrize('method', ['mae_clip', 'vqkd', 'beitv2', 'byol'])
 def test_every_size_builds(method, scale):
     run = experiment.from_config(config.load(f'{CONFIGS / method}.py:{scale}'))
-    objective = experiment.make_objective(run, num_classes=10)
+    objective = experiment.make_objective(run, fields=image_fields(10))
     shapes = jax.eval_shape(objective.init, jax.random.key(0), experiment.image_struct(run))
     assert shapes['params']['encoder']['blocks']['norm1']['scale'].shape[0] == run.model.depth
 

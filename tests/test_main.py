@@ -22,7 +22,7 @@ def get_config(method='simmim'):
     config = default_config(method)
     config.data.update(image_size=(32, 32), batch_size=8)
     config.data.crop.mode = 'none'
-    config.data.embedded.update(num_train=64, num_test=16)
+    config.data.source.update(num_train=64, num_test=16)
     config.model.update(patch_size=(8, 8), width=16, depth=1, heads=2)
     if method in ('simmim', 'dtm'):
         config.model.mask_token = True
@@ -111,17 +111,18 @@ def test_config_file_that_is_not_there(refused):
 @pytest.mark.parametrize(
     ('arguments', 'said'),
     [
-        (['source=folder', 'path=nowhere'], ['data.path', 'nowhere', 'give the folder']),
-        (['source=folder', 'path=empty'], ['no images in', 'empty', 'expected files']),
+        (['name=folder', 'path=nowhere'], ['source.path', 'nowhere', 'give the folder']),
+        (['name=folder', 'path=empty'], ['no images in', 'empty', 'expected files']),
+        (['name=folder'], ['config.data.source.path is not set']),
         (
-            ['source=tfds', 'dataset=cifar10', 'path=nowhere'],
+            ['name=tfds', 'dataset=cifar10', 'path=nowhere'],
             ['nowhere', 'tfds build', 'array_record'],
         ),
     ],
 )
 def test_missing_data(refused, arguments, said):
     Path('empty').mkdir()
-    refused(*(f'--config.data.{argument}' for argument in arguments), said=said)
+    refused(*(f'--config.data.source.{argument}' for argument in arguments), said=said)
 
 
 def test_missing_teacher_file(refused):
@@ -168,18 +169,27 @@ def test_work_directory_of_another_config(run, refused):
 def test_corrupt_images_are_skipped_and_counted(run, caplog):
     photos(Path('photos'), count=12)
     Path('photos/5.jpg').write_bytes(b'not a photo')
-    arguments = ['--config.data.source=folder', '--config.data.path=photos']
+    arguments = ['--config.data.source.name=folder', '--config.data.source.path=photos']
     status, error = run(*arguments, '--config.train.total_steps=6')
     assert status == 0
     assert (error + caplog.text).count(os.path.join('photos', '5.jpg')) == 1
     assert read_metrics('work')[-1]['data/corrupt_images'] == 1
 
 
+def test_data_that_has_moved_may_be_resumed(run):
+    photos(Path('photos'), count=12)
+    assert run('--config.data.source.name=folder', '--config.data.source.path=photos')[0] == 0
+    Path('photos').rename('elsewhere')
+    moved = ['--config.data.source.name=folder', '--config.data.source.path=elsewhere']
+    assert run(*moved)[0] == 0
+    assert run()[0] == 2  # other data
+
+
 def test_too_many_corrupt_images_stop_the_run(run):
     photos(Path('photos'), count=12)
     for i in range(4):
         Path(f'photos/{i}.jpg').write_bytes(b'not a photo')
-    status, error = run('--config.data.source=folder', '--config.data.path=photos')
+    status, error = run('--config.data.source.name=folder', '--config.data.source.path=photos')
     assert status == 2
     assert 'max_corrupt_share' in error
     assert 'Traceback' not in error
@@ -199,7 +209,7 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(run):
 
 
 def test_a_finished_run_has_its_files(run):
-    assert run('--config.data.path=none')[0] == 0
+    assert run()[0] == 0
     lines = [json.loads(line) for line in Path('work/metrics.jsonl').read_text().splitlines()]
     losses = {line['step']: line['train/loss'] for line in lines if 'train/loss' in line}
     assert sorted(losses) == [1, 2]
@@ -218,8 +228,8 @@ def test_dry_run_reads_no_data_and_writes_nothing(run, capfd):
         [
             '--config=tiny.py:dtm',
             '--dry_run',
-            '--config.data.source=tfds',
-            '--config.data.dataset=not_there',
+            '--config.data.source.name=tfds',
+            '--config.data.source.dataset=not_there',
             '--config.mesh.fsdp=4',
         ]
     )

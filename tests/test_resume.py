@@ -19,9 +19,10 @@ from mim_jax.experiment import default_config
 
 def get_config():
     config = default_config('simmim')
-    config.data.update(image_size=(32, 32), batch_size=8, color_jitter=(0.4, 0.4, 0.4), flip=0.5)
+    config.data.update(image_size=(32, 32), batch_size=8, flip=0.5)
+    config.data.colors.update(brightness=0.4, contrast=0.4, saturation=0.4)
     config.data.crop.mode = 'random'
-    config.data.embedded.update(num_train=40, num_test=16)
+    config.data.source.update(num_train=40, num_test=16)
     config.model.update(
         patch_size=(8, 8), width=32, depth=2, heads=2, mask_token=True, drop_path=0.2
     )
@@ -129,7 +130,7 @@ def get_config():
     config = default_config('vqkd')
     config.data.update(image_size=(32, 32), batch_size=8)
     config.data.crop.mode = 'none'
-    config.data.embedded.update(num_train=40, num_test=16)
+    config.data.source.update(num_train=40, num_test=16)
     config.model.update(patch_size=(8, 8), width=16, depth=1, heads=2)
     config.objective.decoder.update(width=16, depth=1, heads=2)
     config.objective.quantizer.update(num_codes=8, width=4)

@@ -18,7 +18,7 @@ def get_config():
     config = default_config('mae')
     config.data.update(image_size=(32, 32), batch_size=8)
     config.data.crop.mode = 'none'
-    config.data.embedded.update(num_train=32, num_test=16)
+    config.data.source.update(num_train=32, num_test=16)
     config.model.update(patch_size=(8, 8), width=8, depth=1, heads=2)
     config.objective.decoder.update(width=8, depth=1, heads=2)
     config.train.total_steps = 2

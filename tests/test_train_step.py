@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mim_jax import data, experiment, sharding
+from mim_jax.data import image_fields
 from mim_jax.program import Program
 
 METHODS = ('dtm', 'mae', 'simmim', 'classification')
@@ -16,7 +17,7 @@ def make_program(config, **mesh):
     config.mesh.update({'data': 1, 'min_shard_size': 64, **mesh})
     # Adam divides by the gradient's own size: without this, rounding decides where it is tiny.
     config.optimizer.eps = 1e-3
-    return Program.make(experiment.from_config(config), epoch_examples=64, num_classes=10)
+    return Program.make(experiment.from_config(config), epoch_examples=64, fields=image_fields(10))
 
 
 def fresh(program):

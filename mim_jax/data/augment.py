@@ -1,4 +1,4 @@
-"""Device side of the data: flips, colour jitter and normalisation, inside the jitted step.
+"""Device side of the data: from a batch as read to the views, inside the jitted step.
 
 Every example has its own key, so that the same example gets the same draws in whatever
 microbatch or shard it is computed.
@@ -7,61 +7,56 @@ microbatch or shard it is computed.
 import jax
 import jax.numpy as jnp
 
-# Weights of red, green and blue in a grey value (ITU-R 601, as Pillow and torchvision).
-GREY = (0.299, 0.587, 0.114)
+from mim_jax import keys as named_keys
+from mim_jax.data.colors import jitter, recolor
 
 
-def augment(keys, images, *, flip=0.0, color_jitter=(0.0, 0.0, 0.0), masks=None, view=0):
-    """Colour jitter and horizontal flips.
-
-    Brightness, contrast and saturation are applied in this order (torchvision shuffles the order
-    per image; the factors and each operation are the same), each clipped to [0, 1]. A factor is
-    drawn from U[max(0, 1 - x), 1 + x]. Grey images ignore saturation.
+def augment_views(keys, batch, views):
+    """The views of a batch: images in their colours, flipped together with their maps.
 
     Args:
-      keys: typed PRNG keys [B], one per example.
-      images: uint8 [B,H,W,C], C 3 or 1.
-      flip: probability of a flip.
-      color_jitter: (brightness, contrast, saturation); 0 leaves a property as it is.
-      masks: [B,H,W] of any type, flipped with their images; None: none.
-      view: views of one key have the same flip, and a jitter of their own.
+      keys: typed PRNG keys [B], one per example. What a view draws depends on its name alone.
+      batch: as read, see `mim_jax.data.batch_spec`.
+      views: name -> View.
 
     Returns:
-      float32 [B,H,W,C] in [0, 1]; with `masks`, the pair (images, masks).
+      `batch` with float32 [B,H,W,C] in [0, 1] for every view, those that are like another
+      included; its maps flipped with it; `NAME_flipped` bool [B] where a view asks for boxes.
     """
-    images = images.astype(jnp.float32) / 255.0
-
-    def uniform(view):
-        return jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, view), (4,)))(keys)
-
-    draws = uniform(view)
-    low = jnp.maximum(0.0, 1.0 - jnp.asarray(color_jitter))
-    factors = low + draws[:, :3] * (1.0 + jnp.asarray(color_jitter) - low)
-    brightness, contrast, saturation = (f[:, None, None, None] for f in factors.T)
-    if color_jitter[0] > 0:
-        images = jnp.clip(brightness * images, 0.0, 1.0)
-    if color_jitter[1] > 0:
-        mean = grey(images).mean(axis=(1, 2, 3), keepdims=True)
-        images = jnp.clip(mean + contrast * (images - mean), 0.0, 1.0)
-    if color_jitter[2] > 0 and images.shape[-1] == 3:
-        middle = grey(images)
-        images = jnp.clip(middle + saturation * (images - middle), 0.0, 1.0)
-    flipped = uniform(0)[:, 3] < flip
-    if flip > 0:
-        images = jnp.where(flipped[:, None, None, None], images[:, :, ::-1], images)
-    if masks is None:
-        return images
-    if flip > 0:
-        masks = jnp.where(flipped[:, None, None], masks[:, :, ::-1], masks)
-    return images, masks
+    seen = dict(batch)
+    for name, view in views.items():
+        shown = view.like or name
+        images = batch[shown].astype(jnp.float32) / 255.0
+        flip = views[shown].flip
+        # Four numbers in one draw: the jitter's three factors, and whether to flip.
+        jitter_draws = _draws(_keys(keys, name))
+        flipped = _draws(_keys(keys, shown))[:, 3] < flip
+        images = jitter(images, view.colors, jitter_draws[:, :3], _keys(keys, name))
+        images = recolor(images, view.colors, _keys(keys, name))
+        seen[name] = _flip(images, flipped) if flip > 0 else images
+        for map_name in view.maps:
+            key = f'{name}_{map_name}'
+            seen[key] = _flip(batch[key], flipped) if flip > 0 else batch[key]
+        if view.boxes:
+            seen[f'{name}_flipped'] = flipped
+    return seen
 
 
-def grey(images):
-    """float [...,C] to grey values [...,1]; a grey image is returned as it is."""
-    if images.shape[-1] == 1:
-        return images
-    # Multiply and add, not a matrix product: that one would round to bfloat16 on a TPU.
-    return jnp.sum(images * jnp.asarray(GREY, images.dtype), axis=-1, keepdims=True)
+def _keys(keys, name):
+    """Of a view's own draws."""
+    if name == 'images':  # as it was when there was but one view
+        return jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys)
+    return named_keys.named(keys, f'view {name}')
+
+
+def _draws(keys):
+    return jax.vmap(lambda key: jax.random.uniform(key, (4,)))(keys)
+
+
+def _flip(array, flipped):
+    """[B,H,W,…] mirrored from left to right where `flipped` [B]."""
+    where = flipped.reshape(-1, *[1] * (array.ndim - 1))
+    return jnp.where(where, array[:, :, ::-1], array)
 
 
 def normalize(images, *, mean, std):

@@ -84,3 +84,24 @@ def decode(data, *, channels, reduction=1):
     if image.ndim == 2:
         return image[:, :, None]
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+
+
+def decode_map(data):
+    """Decodes a file that holds one integer per pixel, as PNG files of class numbers do.
+
+    Returns:
+      uint8 or uint16 [H,W].
+
+    Raises:
+      CorruptImage: the data is no readable image, or one of several channels. Files with a palette
+        count among these: what OpenCV gives of them are colours, not numbers.
+    """
+    try:
+        array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
+        raise CorruptImage(str(error)) from error
+    if array is None:
+        raise CorruptImage('no readable map')
+    if array.ndim != 2:
+        raise CorruptImage('a map must be a grey image, its values the numbers of the classes')
+    return array

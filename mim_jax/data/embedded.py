@@ -6,15 +6,39 @@ on a textured background with strokes as clutter. Training and test scenes are m
 digits.
 """
 
+import dataclasses
+
 import cv2
 import numpy as np
 
+from mim_jax.data.fields import Field, image_fields
 from mim_jax.errors import UserError
 
 # Of the 1,797 digits, those whose scenes are for testing.
 NUM_TEST_DIGITS = 497
+SIDES = (32, 64)  # pixels, between which the scenes are what they are made to be
 SPLITS = {'train': 0, 'test': 1}  # the number is part of a scene's seed
 GREY = np.array([0.299, 0.587, 0.114])  # of red, green and blue
+
+
+@dataclasses.dataclass(frozen=True)
+class Embedded:
+    """Config section of the embedded scenes, which have `data.image_size`: how many there are."""
+
+    num_train: int = 8192
+    num_test: int = 2048
+
+    def __post_init__(self):
+        if self.num_train < 1 or self.num_test < 1:
+            raise ValueError('num_train and num_test must be at least 1')
+
+    def open(self, data, *, split):
+        """The scenes of a split; see `EmbeddedScenes`."""
+        sizes = {'num_train': self.num_train, 'num_test': self.num_test}
+        return EmbeddedScenes(split=split, size=tuple(data.image_size), **sizes)
+
+    def assumed_fields(self):
+        return EmbeddedScenes.fields
 
 
 class EmbeddedScenes:
@@ -22,19 +46,27 @@ class EmbeddedScenes:
 
     Args:
       split: 'train' or 'test'.
-      size: (height, width) in pixels.
+      size: (height, width) in pixels, 32 to 64 each.
       num_train, num_test: how many scenes the splits have.
 
-    Items are dicts: image uint8 [H,W,3], label int (the digit), mask uint8 [H,W] (1 on the digit).
+    Items: image uint8 [H,W,3], label int (the digit), mask uint8 [H,W] (1 on the digit).
+
+    Raises:
+      UserError: another split or size.
     """
 
-    num_classes = 10
+    fields = (*image_fields(10), Field('mask', 'map', dtype='uint8', num_classes=2))
 
     def __init__(self, *, split, size=(48, 48), num_train=8192, num_test=2048):
         if split not in SPLITS:
             raise UserError(
                 f"config.data.source 'embedded' has the splits train and test, not {split!r}: "
                 f'set config.data.split or config.data.eval_split'
+            )
+        if not all(SIDES[0] <= side <= SIDES[1] for side in size):
+            raise UserError(
+                f'config.data.image_size is {size[0]}x{size[1]}: the embedded scenes have '
+                f'{SIDES[0]} to {SIDES[1]} pixels a side; set another size, or config.data.source'
             )
         from sklearn.datasets import load_digits
 

@@ -1,10 +1,12 @@
-"""Images in a folder: class sub-folders, or flat without labels."""
+"""Images in a folder: class sub-folders, or flat without labels; pairs of images; label maps."""
 
+import dataclasses
 import os
 
 import numpy as np
 
 from mim_jax.data.decode import CorruptImage
+from mim_jax.data.fields import Field, image_fields, label_field
 from mim_jax.errors import UserError
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.gif', '.tif', '.tiff', '.ppm', '.pgm')
@@ -17,26 +19,66 @@ SPLIT_NAMES = {
 }
 
 
+# The two images of a pair, by the end of their stems.
+PAIR = ('_1', '_2')
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder:
+    """Config section of a folder of images.
+
+    path: the folder; see `ImageFolder`.
+    pairs: images come in pairs, STEM_1 and STEM_2 in one folder with the same ending; they are the
+      fields `image` and `other` of one item.
+    map_path: a folder laid out as `path` is, with a map of the same relative stem for every image,
+      a grey PNG of one number per pixel; it is the field `map`.
+    map_classes: the map's numbers are 0..map_classes-1; None: not known.
+    """
+
+    path: str | None = None
+    pairs: bool = False
+    map_path: str | None = None
+    map_classes: int | None = None
+
+    def open(self, data, *, split):
+        """The images of a split; see `ImageFolder`."""
+        if not self.path:
+            raise UserError(
+                'config.data.source.path is not set: give the folder that holds the images, one '
+                'sub-folder per class or all in one'
+            )
+        return ImageFolder(self, split=split)
+
+    def assumed_fields(self):
+        """Those that the section brings, and a label of as many classes as ImageNet has."""
+        return (*image_fields(1000), *self.extra_fields())
+
+    def extra_fields(self):
+        """The fields beside image and label."""
+        other = Field('other', 'image')
+        classes = Field('map', 'map', num_classes=self.map_classes)
+        return (other,) * self.pairs + (classes,) * (self.map_path is not None)
+
+
 class ImageFolder:
     """The images below a folder, sorted by name.
 
     With class sub-folders (`path/dog/0.jpg`, also deeper) the label is the sub-folder's place in
-    the sorted list of sub-folders; images that lie in the folder itself have no label. Where
-    `path` has a sub-folder for the split (train, test, val, validation), that one is read, and
-    class numbers are those of `train`.
+    the sorted list of sub-folders; without any, the images in the folder itself have no label.
+    Where `path` has a sub-folder for the split (train, test, val, validation), that one is read,
+    and class numbers are those of `train`.
+
+    Args:
+      section: a `Folder`.
+      split: name of the part.
 
     Raises:
-      UserError: the folder is missing, has no images, no part of the split's name, or classes
-        that `train` does not have.
+      UserError: the folder is missing, has no images, images beside its class folders, no part of
+        the split's name, classes that `train` does not have, or an image without its counterpart.
     """
 
-    def __init__(self, path, *, split):
-        path = os.path.abspath(os.path.expanduser(path))
-        if not os.path.isdir(path):
-            raise UserError(
-                f'config.data.path: there is no folder {path}: give the folder that holds the '
-                f'images, one sub-folder per class or all in one'
-            )
+    def __init__(self, section, *, split):
+        path = _existing(section.path, 'path', 'the folder that holds the images')
         self._root = _split_folder(path, split)
         training = os.path.join(path, 'train')
         classes = _class_names(training if os.path.isdir(training) else self._root)
@@ -45,55 +87,143 @@ class ImageFolder:
             found = _images_below(self._root, name)
             if found and name not in classes:
                 raise UserError(
-                    f'config.data.path: the class folder {os.path.join(self._root, name)} has no '
-                    f'counterpart in {training}: both parts need the same class names'
+                    f'config.data.source.path: the class folder {os.path.join(self._root, name)} '
+                    f'has no counterpart in {training}: both parts need the same class names'
                 )
             names += found
             labels += [classes.index(name)] * len(found) if found else []
+        loose = sorted(n for n in os.listdir(self._root) if _is_image(n))
+        if names and loose:
+            raise UserError(
+                f'config.data.source.path: {self._root} has class folders and beside them '
+                f'{len(loose)} images without a class (the first: {loose[0]}): move them into a '
+                f'class folder, or out of this one'
+            )
         flat = not names
-        if flat:
-            names = sorted(n for n in os.listdir(self._root) if _is_image(n))
+        names = loose if flat else names
         if not names:
             raise UserError(
-                f'config.data.path: no images in {self._root} or its sub-folders: expected files '
-                f'that end in {", ".join(SUFFIXES)}'
+                f'config.data.source.path: no images in {self._root} or its sub-folders: expected '
+                f'files that end in {", ".join(SUFFIXES)}'
             )
+        labels = np.array(labels, np.int32)
+        if section.pairs:
+            first = _first_of_pairs(names, self._root)
+            names, labels = [names[i] for i in first], labels[first] if len(labels) else labels
         self.classes = None if flat else classes
-        self.num_classes = None if flat else len(classes)
-        self._labels = None if flat else np.array(labels, np.int32)
-        # One block of bytes: a million Python strings would be copied slowly to every worker.
-        encoded = [os.fsencode(name) for name in names]
-        self._offsets = np.cumsum([0] + [len(name) for name in encoded])
-        self._names = b''.join(encoded)
+        label = () if flat else (label_field(len(classes)),)
+        self.fields = (*image_fields(), *label, *section.extra_fields())
+        self._labels = None if flat else labels
+        self._names = _Strings(names)
+        self._pairs = section.pairs
+        self._maps = None
+        if section.map_path is not None:
+            map_path = _existing(section.map_path, 'map_path', "the folder of the images' maps")
+            self._map_root = _split_folder(map_path, split, field='map_path')
+            self._maps = _Strings(_maps_of(names, self._map_root))
 
     def __len__(self):
-        return len(self._offsets) - 1
+        return len(self._names)
 
     def __getitem__(self, index):
-        try:
-            with open(self.describe(index), 'rb') as file:
-                item = {'image': file.read()}
-        except OSError as error:
-            raise CorruptImage(error.strerror or str(error)) from error
+        path = self.describe(index)
+        item = {'image': _read(path)}
+        if self._pairs:
+            item['other'] = _read(_second_of_pair(path))
+        if self._maps is not None:
+            item['map'] = _read(os.path.join(self._map_root, self._maps[index]))
         if self._labels is not None:
             item['label'] = int(self._labels[index])
         return item
 
     def describe(self, index):
+        return os.path.join(self._root, self._names[index])
+
+
+class _Strings:
+    """A list of names as one block of bytes: a million Python strings would be copied slowly to
+    every worker."""
+
+    def __init__(self, names):
+        encoded = [os.fsencode(name) for name in names]
+        self._offsets = np.cumsum([0] + [len(name) for name in encoded])
+        self._block = b''.join(encoded)
+
+    def __len__(self):
+        return len(self._offsets) - 1
+
+    def __getitem__(self, index):
         start, end = self._offsets[index : index + 2]
-        return os.path.join(self._root, os.fsdecode(self._names[start:end]))
+        return os.fsdecode(self._block[start:end])
 
 
-def _split_folder(path, split):
+def _read(path):
+    try:
+        with open(path, 'rb') as file:
+            return file.read()
+    except OSError as error:
+        raise CorruptImage(f'{path}: {error.strerror or error}') from error
+
+
+def _existing(path, field, what):
+    path = os.path.abspath(os.path.expanduser(path))
+    if not os.path.isdir(path):
+        raise UserError(
+            f'config.data.source.{field}: there is no folder {path}: give the folder, {what}'
+        )
+    return path
+
+
+def _second_of_pair(name):
+    stem, ending = os.path.splitext(name)
+    return stem.removesuffix(PAIR[0]) + PAIR[1] + ending
+
+
+def _first_of_pairs(names, root):
+    """Places of the first images in the list; every image must belong to a pair."""
+    present, first, paired = set(names), [], set()
+    for i, name in enumerate(names):
+        if os.path.splitext(name)[0].endswith(PAIR[0]) and _second_of_pair(name) in present:
+            first.append(i)
+            paired |= {name, _second_of_pair(name)}
+    alone = next((name for name in names if name not in paired), None)
+    if alone is not None:
+        raise UserError(
+            f'config.data.source.pairs: {os.path.join(root, alone)} has no counterpart: pairs are '
+            f'called STEM{PAIR[0]} and STEM{PAIR[1]}, with the same ending'
+        )
+    return np.array(first)
+
+
+def _maps_of(names, root):
+    """The map's file, relative to root, for each image's."""
+    found = {}
+    for folder, _, files in os.walk(root):
+        inner = os.path.relpath(folder, root)
+        for name in filter(_is_image, files):
+            path = os.path.normpath(os.path.join(inner, name))
+            found[os.path.splitext(path)[0]] = path
+    stems = [os.path.splitext(os.path.normpath(name))[0] for name in names]
+    missing = next((stem for stem in stems if stem not in found), None)
+    if missing is not None:
+        raise UserError(
+            f'config.data.source.map_path: {os.path.join(root, missing)}.png is missing: every '
+            f'image needs a map of its own name'
+        )
+    return [found[stem] for stem in stems]
+
+
+def _split_folder(path, split, *, field='path'):
     for name in SPLIT_NAMES.get(split, (split,)):
         if os.path.isdir(os.path.join(path, name)):
             return os.path.join(path, name)
     others = [n for n in SPLIT_NAMES if os.path.isdir(os.path.join(path, n))]
     if others or split != 'train':
+        expected = ', '.join(SPLIT_NAMES.get(split, (split,)))
         raise UserError(
-            f'config.data.path: {path} has no sub-folder for the split {split!r}: expected one of '
-            f'{", ".join(SPLIT_NAMES.get(split, (split,)))} '
-            f'(without evaluation images, set config.data.eval_split=none)'
+            f'config.data.source.{field}: {path} has no sub-folder for the split {split!r}: '
+            f'expected one of {expected} (without evaluation images, set '
+            f'config.data.eval_split=none)'
         )
     return path
 

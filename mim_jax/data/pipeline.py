@@ -1,12 +1,11 @@
-"""Sources to batches: order, views, workers, the position to resume from.
+"""Sources to batches: order, workers, the position to resume from.
 
 The order is a function of seed and epoch alone. Elements are numbered through all epochs, the
-crop of an element is drawn from (seed, its number), and a process takes every
+crops of an element are drawn from (seed, its number, the view's name), and a process takes every
 `process_count`-th local batch, so that the local batches of all processes, put one behind the
 other, are the batch that one process would have had, for any number of workers.
 """
 
-import dataclasses
 import functools
 import os
 import signal
@@ -18,22 +17,34 @@ import grain
 import numpy as np
 from absl import flags, logging
 
-from mim_jax.data import views
 from mim_jax.data.config import DataConfig
-from mim_jax.data.decode import CorruptImage
+from mim_jax.data.elements import EvalElements, TrainElements, stack
+from mim_jax.data.specification import Views, batch_spec, eval_views
 from mim_jax.errors import UserError
 
 
 def train_batches(
-    source, config: DataConfig, *, seed: int, process_index: int = 0, process_count: int = 1
+    source,
+    config: DataConfig,
+    *,
+    seed: int,
+    views: Views | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
 ):
     """Endless training batches of this process; see `TrainBatches`.
 
     Raises:
-      UserError: the batch does not divide over the processes, or the source is empty.
+      UserError: the batch does not divide over the processes, the source is empty, or the views
+        cannot be made of it.
     """
     return TrainBatches(
-        source, config, seed=seed, process_index=process_index, process_count=process_count
+        source,
+        config,
+        seed=seed,
+        views=views or {'images': config.view()},
+        process_index=process_index,
+        process_count=process_count,
     )
 
 
@@ -42,14 +53,16 @@ def eval_batches(
     config: DataConfig,
     *,
     batch_size: int,
+    views: Views | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ):
-    """One pass over a source in its order, centre views; see `EvalBatches`."""
+    """One pass over a source in its order; see `EvalBatches`."""
     return EvalBatches(
         source,
         config,
         batch_size=batch_size,
+        views=views or eval_views(config, {'images': config.view()}),
         process_index=process_index,
         process_count=process_count,
     )
@@ -58,12 +71,10 @@ def eval_batches(
 class TrainBatches:
     """Iterator of dicts of NumPy arrays, without end.
 
-    A batch has
-      images: uint8 [b,H,W,C] with b = batch_size / process_count;
-      labels: int32 [b], if the source has labels;
-      masks: uint8 [b,H,W], if `config.masks` and the source has them.
-    An image that cannot be read is replaced by the next one of the source that can, is logged
-    once, and counted in `num_corrupt`.
+    A batch has the arrays of `batch_spec` for b = batch_size / process_count: `images` uint8
+    [b,H,W,C] and what else `views` (None: `images` alone, by the config) and the source's values
+    bring, such as `labels` int32 [b]. An item that cannot be read is replaced by the next one of
+    the source that can, is logged once, and counted in `num_corrupt`.
 
     `get_state()` is a small dict of ints (fit for JSON) that names the batch to come, the same
     on every process and for any number of workers; `set_state` continues there exactly.
@@ -73,14 +84,14 @@ class TrainBatches:
         are corrupt.
     """
 
-    def __init__(self, source, config, *, seed, process_index, process_count):
+    def __init__(self, source, config, *, seed, views, process_index, process_count):
         if len(source) == 0:
-            raise UserError(
-                f'config.data.{config.source}: the split {config.split!r} has no images'
-            )
+            raise UserError(f'config.data.split: the split {config.split!r} has no images')
         _check_divides(config.batch_size, process_count)
+        batch_spec(config, views, source.fields)
         self._source = source
         self._config = config
+        self._views = views
         self._seed = seed
         self._process_index = process_index
         self._process_count = process_count
@@ -116,7 +127,7 @@ class TrainBatches:
     def set_state(self, state: dict[str, int]):
         if state['num_images'] != len(self._source):
             raise UserError(
-                f'the data ({self._config.source}, split {self._config.split!r}) has '
+                f'the split {self._config.split!r} of config.data.source has '
                 f'{len(self._source)} images, the run to resume had {state["num_images"]}: '
                 f'restore the data, or start a new work directory'
             )
@@ -143,8 +154,9 @@ class TrainBatches:
             dataset = dataset.shuffle(seed=shuffle_seed)
         # Without end in practice; Grain's own endless repeat overflows in batches of one.
         dataset = dataset.repeat(2**48 // len(self._source) + 1)
-        dataset = dataset.random_map(_TrainView(self._source, config), seed=crop_seed)
-        dataset = dataset.batch(config.batch_size // count, batch_fn=_stack)
+        elements = TrainElements(self._source, config, self._views)
+        dataset = dataset.random_map(elements, seed=crop_seed)
+        dataset = dataset.batch(config.batch_size // count, batch_fn=stack)
         # Batches first, then every count-th of them: the position is a slice's start, and no
         # state of Grain's depends on the number of workers.
         dataset = dataset[self._position * count + self._process_index :: count]
@@ -154,20 +166,20 @@ class TrainBatches:
 class EvalBatches:
     """One pass over a source, every image once, in batches of one shape; may be iterated again.
 
-    Each iteration gives dicts with
-      images: uint8 [b,H,W,C] with b = batch_size / process_count, the centre view;
-      labels: int32 [b], if the source has labels;
-      masks: uint8 [b,H,W], if `config.masks` and the source has them;
+    Each iteration gives dicts with the arrays of `batch_spec` for b = batch_size / process_count,
+    `images` uint8 [b,H,W,C] being the centre of the picture unless `views` say otherwise, and
       index: int32 [b], the image's number in the source;
       valid: bool [b], False where an image is padding or could not be read (zeros there).
     Every process gives the same number of batches; global batch i is made of the images
     [i * batch_size, (i + 1) * batch_size), process p having the p-th stretch of b.
     """
 
-    def __init__(self, source, config, *, batch_size, process_index, process_count):
+    def __init__(self, source, config, *, batch_size, views, process_index, process_count):
         _check_divides(batch_size, process_count)
+        batch_spec(config, views, source.fields)
         self._source = source
         self._config = config
+        self._views = views
         self._local = batch_size // process_count
         self._length = -(-len(source) // batch_size)
         self._process_index = process_index
@@ -184,8 +196,9 @@ class EvalBatches:
     def __iter__(self):
         _tame_opencv()
         padded = self._length * self._local * self._process_count
-        dataset = grain.MapDataset.range(padded).map(_EvalView(self._source, self._config))
-        dataset = dataset.batch(self._local, batch_fn=_stack)
+        elements = EvalElements(self._source, self._config, self._views)
+        dataset = grain.MapDataset.range(padded).map(elements)
+        dataset = dataset.batch(self._local, batch_fn=stack)
         dataset = dataset[self._process_index :: self._process_count]
         iterator = _run(dataset, self._config)
         try:
@@ -194,101 +207,6 @@ class EvalBatches:
                 yield batch
         finally:
             iterator.close()
-
-
-@dataclasses.dataclass(frozen=True)
-class _TrainView:
-    """Index in the source, random generator -> one element of a batch."""
-
-    source: object
-    config: DataConfig
-
-    def __call__(self, index, rng):
-        config, count = self.config, len(self.source)
-        crop = config.crop
-        if crop.mode == 'random':
-            choose = functools.partial(views.random_box, rng, scale=crop.scale, ratio=crop.ratio)
-        elif crop.mode == 'resize':
-            choose = _whole
-        else:
-            choose = None
-        index = index % count  # a shuffled index counts on through the epochs
-        corrupt = []
-        # One more than may be corrupt is enough for the main process to stop the run.
-        for _ in range(min(count, int(config.max_corrupt_share * count) + 1)):
-            try:
-                return _element(self.source, index, choose, config) | {'corrupt': corrupt}
-            except CorruptImage as error:
-                corrupt.append((int(index), str(error)))
-                index = (index + 1) % count
-        return {'images': _blank(config), 'corrupt': corrupt}
-
-
-@dataclasses.dataclass(frozen=True)
-class _EvalView:
-    """Index -> one element; an index beyond the source is padding."""
-
-    source: object
-    config: DataConfig
-
-    def __call__(self, index):
-        config = self.config
-        share = config.eval_crop
-        if config.crop.mode == 'none' and share is None:
-            choose = None
-        else:
-            share = share or (0.875 if config.crop.mode == 'random' else 1.0)
-            choose = functools.partial(views.centre_box, size=tuple(config.image_size), share=share)
-        # Padding repeats the last image's label and mask: same structure, marked invalid.
-        valid, corrupt = index < len(self.source), []
-        try:
-            element = _element(self.source, min(index, len(self.source) - 1), choose, config)
-        except CorruptImage as error:
-            corrupt = [(int(index), str(error))] if valid else []
-            element, valid = {'images': _blank(config)}, False
-            if self.source.num_classes is not None:
-                element['labels'] = np.int32(0)
-        return element | {
-            'index': np.int32(index if index < len(self.source) else -1),
-            'valid': np.bool_(valid),
-            'corrupt': corrupt,
-        }
-
-
-def _element(source, index, choose, config):
-    item = source[index]
-    image, mask = views.view(
-        item,
-        choose,
-        size=tuple(config.image_size),
-        channels=config.channels,
-        interpolation=config.crop.interpolation,
-    )
-    element = {'images': image}
-    if item.get('label') is not None:
-        element['labels'] = np.int32(item['label'])
-    if config.masks and mask is not None:
-        element['masks'] = mask
-    return element
-
-
-def _whole(*, height, width):
-    return 0, 0, height, width
-
-
-def _blank(config):
-    return np.zeros((*config.image_size, config.channels), np.uint8)
-
-
-def _stack(elements):
-    """List of elements to a batch. An element without an image has no label or mask either: 0."""
-    keys = dict.fromkeys(key for element in elements for key in element if key != 'corrupt')
-    batch = {}
-    for key in keys:
-        like = next(element[key] for element in elements if key in element)
-        batch[key] = np.stack([element.get(key, np.zeros_like(like)) for element in elements])
-    batch['corrupt'] = [item for element in elements for item in element['corrupt']]
-    return batch
 
 
 class _CorruptImages:

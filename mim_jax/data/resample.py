@@ -13,24 +13,30 @@ from scipy.sparse import csr_array
 SUPPORT = {'bicubic': 2.0, 'bilinear': 1.0}
 
 
-def resize(image, size, *, box=None, interpolation='bicubic'):
+def resize(image, size, *, box=None, interpolation='bicubic', sees_around=False):
     """Resizes a part of an image.
 
     Args:
       image: uint8 [H,W,C].
       size: (height, width) of the result.
-      box: (top, left, height, width) in pixels, fractions allowed; None: all. Nothing outside the
-        box's pixels is seen, as if it were cropped first.
+      box: (top, left, height, width) in pixels, fractions allowed; None: all.
       interpolation: 'bicubic' or 'bilinear'.
+      sees_around: the kernel reaches beyond the box, as if the whole image were resized and then
+        cropped (Pillow's own `box`); otherwise as if it were cropped to the box's pixels first.
 
     Returns:
       uint8 [height, width, C].
     """
     top, left, height, width = box or (0, 0, *image.shape[:2])
     y, x = int(top), int(left)
-    image = image[y : int(np.ceil(top + height)), x : int(np.ceil(left + width))]
     if (height, width) == tuple(size) and (top, left) == (y, x):
-        return np.ascontiguousarray(image)
+        return np.ascontiguousarray(image[y : y + size[0], x : x + size[1]])
+    bottom, right = top + height, left + width
+    if sees_around:
+        reach = 1.0 + SUPPORT[interpolation] * max(1.0, height / size[0], width / size[1])
+        y, x = max(0, int(top - reach)), max(0, int(left - reach))
+        bottom, right = bottom + reach, right + reach
+    image = image[y : int(np.ceil(bottom)), x : int(np.ceil(right))]
     rows, columns, channels = image.shape
     horizontal = _matrix(columns, size[1], left - x, width, interpolation)
     vertical = _matrix(rows, size[0], top - y, height, interpolation)

@@ -1,21 +1,33 @@
-"""The interface every source of images has, and the choice among sources."""
+"""The interface of every source of images, and the sources by name."""
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from mim_jax.data.config import DataConfig
+from mim_jax.data.embedded import Embedded
+from mim_jax.data.fields import Field
+from mim_jax.data.folder import Folder
+from mim_jax.data.tfds import Tfds
+
+if TYPE_CHECKING:
+    from mim_jax.data.config import DataConfig
+
+# A new source is a file and a line here. Each entry is the frozen dataclass of a config section
+# and has
+#   open(data, *, split) -> Source, where `data` is the whole DataConfig; a UserError says what is
+#     not there, where, and how to bring it;
+#   assumed_fields() -> the fields that a dry run takes for granted, told by the section alone.
+SOURCES = {'embedded': Embedded, 'folder': Folder, 'tfds': Tfds}
 
 
 class Source(Protocol):
-    """Random access to labelled or unlabelled images; picklable, so that workers can have it.
+    """Random access to items; picklable, so that workers can have it.
 
-    `source[i]` is a dict with
-      image: bytes of an encoded file, or uint8 [H,W] or [H,W,C];
-      label: int, only if the source has labels;
-      mask: uint8 [H,W], 1 on the labelled object, only if the source has masks.
-    It is a function of i alone, and may be called from several threads.
+    `source[i]` is a dict with every field that `fields` states; see `Field` for what each holds. It
+    is a function of i alone, and may be called from several threads.
+
+    Raises `mim_jax.data.decode.CorruptImage` for an item that cannot be read.
     """
 
-    num_classes: int | None
+    fields: tuple[Field, ...]
 
     def __len__(self) -> int: ...
 
@@ -26,25 +38,10 @@ class Source(Protocol):
         ...
 
 
-def make_source(config: DataConfig, *, split: str) -> Source:
+def make_source(config: 'DataConfig', *, split: str) -> Source:
     """The source that `config` names, its part `split`.
 
     Raises:
       UserError: the data is not there; says what, where, and how to bring it.
     """
-    if config.source == 'embedded':
-        from mim_jax.data.embedded import EmbeddedScenes
-
-        return EmbeddedScenes(
-            split=split,
-            size=tuple(config.image_size),
-            num_train=config.embedded.num_train,
-            num_test=config.embedded.num_test,
-        )
-    if config.source == 'folder':
-        from mim_jax.data.folder import ImageFolder
-
-        return ImageFolder(config.path, split=split)
-    from mim_jax.data.tfds import TfdsImages
-
-    return TfdsImages(config.dataset, data_dir=config.path, split=split)
+    return config.source.open(config, split=split)

@@ -4,11 +4,50 @@ The records are read from ArrayRecord files as they are, so that the JPEG bytes 
 decode-and-crop; TFDS's readers would decode the whole image first.
 """
 
+import dataclasses
+
+import numpy as np
+
+from mim_jax.data.fields import Field, image_fields
 from mim_jax.errors import UserError
 
 
+@dataclasses.dataclass(frozen=True)
+class Tfds:
+    """Config section of a dataset that TensorFlow Datasets has prepared.
+
+    dataset: its name, as 'imagenet2012' or 'cifar10:3.0.2'.
+    path: where datasets are prepared; None: TFDS's default (~/tensorflow_datasets).
+    """
+
+    dataset: str | None = None
+    path: str | None = None
+
+    def open(self, data, *, split):
+        """The records of a split; see `TfdsImages`."""
+        if not self.dataset:
+            raise UserError(
+                'config.data.source.dataset is not set: name a dataset, as imagenet2012'
+            )
+        return TfdsImages(self.dataset, data_dir=self.path, split=split)
+
+    def assumed_fields(self):
+        """Those of the dataset, where it is prepared here; else image and label, as ImageNet's."""
+        if not self.dataset:
+            return image_fields(1000)
+        try:
+            return tuple(_fields(_builder(self.dataset, self.path).info).values())
+        except UserError:
+            return image_fields(1000)
+
+
 class TfdsImages:
-    """One split of a prepared dataset that has an image and perhaps a class label.
+    """One split of a prepared dataset that has an image.
+
+    Its fields: `image`, the supervised one or the first; `label`, the supervised class or the only
+    one; other classes and numbers under their own names, of 64-bit integers the lower 32 bits;
+    other images of one channel as maps; a second image of colour as `other`, several under their
+    own names. Text, sequences, and arrays whose shape differs from record to record are left out.
 
     Args:
       name: the dataset, as 'imagenet2012' or 'cifar10:3.0.2'.
@@ -20,33 +59,7 @@ class TfdsImages:
     """
 
     def __init__(self, name, *, data_dir=None, split):
-        import tensorflow_datasets as tfds
-
-        command = f'tfds build {name} --file_format=array_record'
-        if data_dir:
-            command += f' --data_dir={data_dir}'
-        where = data_dir or '~/tensorflow_datasets'
-        try:
-            builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
-            prepared = bool(builder.info.splits)
-        except (tfds.core.DatasetNotFoundError, ImportError, AssertionError) as error:
-            raise UserError(
-                f'config.data.dataset: {name} is not prepared in {where} and unknown to TensorFlow '
-                f'Datasets ({str(error).splitlines()[0] if str(error) else type(error).__name__}): '
-                f'prepare it on a machine with TensorFlow by `{command}`'
-            ) from error
-        if not prepared:
-            raise UserError(
-                f'config.data.dataset: {name} is not prepared in {where}: prepare it on a machine '
-                f'with TensorFlow by `{command}`'
-            )
-        file_format = builder.info.file_format
-        if file_format is None or file_format.value != 'array_record':
-            raise UserError(
-                f'config.data.dataset: {name} in {where} is prepared as '
-                f'{file_format and file_format.value}, which needs TensorFlow to read: prepare it '
-                f'as ArrayRecord by `{command}`'
-            )
+        builder = _builder(name, data_dir)
         try:
             source = builder.as_data_source(split=split)
         except (KeyError, ValueError) as error:
@@ -55,10 +68,13 @@ class TfdsImages:
                 f'{", ".join(sorted(builder.info.splits))}'
             ) from error
         self._records = source.data_source
-        self._image_key, self._label_key = _keys(builder.info, tfds, name)
-        self.num_classes = None
-        if self._label_key is not None:
-            self.num_classes = builder.info.features[self._label_key].num_classes
+        self._keys = _fields(builder.info)
+        if not any(field.name == 'image' for field in self._keys.values()):
+            raise UserError(
+                f'config.data.source.dataset: {name} has no image, but '
+                f'{", ".join(builder.info.features)}'
+            )
+        self.fields = tuple(self._keys.values())
         self._name = f'{name} {split}'
 
     def __len__(self):
@@ -68,23 +84,82 @@ class TfdsImages:
         from tensorflow_datasets.proto import tf_example_pb2
 
         features = tf_example_pb2.Example.FromString(self._records[index]).features.feature
-        item = {'image': features[self._image_key].bytes_list.value[0]}
-        if self._label_key is not None:
-            item['label'] = features[self._label_key].int64_list.value[0]
+        item = {}
+        for key, field in self._keys.items():
+            if field.kind == 'value':
+                numbers = features[key].int64_list.value or features[key].float_list.value
+                array = np.array(numbers).reshape(field.shape)
+                item[field.name] = array[()]  # a number, where the shape is ()
+            else:
+                item[field.name] = features[key].bytes_list.value[0]
         return item
 
     def describe(self, index):
         return f'{self._name} record {index}'
 
 
-def _keys(info, tfds, name):
-    """Names of the image and of the label (or None); the supervised pair where there is one."""
-    if info.supervised_keys is not None:
-        keys = list(info.supervised_keys[:2])
-    else:
-        keys = list(info.features)
-    images = [k for k in keys if isinstance(info.features[k], tfds.features.Image)]
-    labels = [k for k in keys if isinstance(info.features[k], tfds.features.ClassLabel)]
-    if not images:
-        raise UserError(f'config.data.dataset: {name} has no image, but {", ".join(info.features)}')
-    return images[0], labels[0] if len(labels) == 1 else None
+def _builder(name, data_dir):
+    """TFDS's builder of a dataset that is prepared as ArrayRecord."""
+    import tensorflow_datasets as tfds
+
+    where, field = data_dir or '~/tensorflow_datasets', 'config.data.source.dataset'
+    command = f'tfds build {name} --file_format=array_record'
+    if data_dir:
+        command += f' --data_dir={data_dir}'
+    try:
+        builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
+        prepared = bool(builder.info.splits)
+    except (tfds.core.DatasetNotFoundError, ImportError, AssertionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f'{field}: {name} is not prepared in {where} and unknown to TensorFlow Datasets '
+            f'({reason}): prepare it on a machine with TensorFlow by `{command}`'
+        ) from error
+    if not prepared:
+        raise UserError(
+            f'{field}: {name} is not prepared in {where}: prepare it on a machine with TensorFlow '
+            f'by `{command}`'
+        )
+    file_format = builder.info.file_format
+    if file_format is None or file_format.value != 'array_record':
+        raise UserError(
+            f'{field}: {name} in {where} is prepared as {file_format and file_format.value}, which '
+            f'needs TensorFlow to read: prepare it as ArrayRecord by `{command}`'
+        )
+    return builder
+
+
+def _fields(info):
+    """Key of a feature -> the field that it becomes, image and label first; see `TfdsImages`."""
+    from tensorflow_datasets import features as kinds
+
+    features = info.features
+    supervised = [k for k in (info.supervised_keys or ())[:2] if isinstance(k, str)]
+    keys = dict.fromkeys([*supervised, *features])
+    images = [k for k in keys if isinstance(features[k], kinds.Image)]
+    labels = [k for k in keys if isinstance(features[k], kinds.ClassLabel)]
+    others = [k for k in images[1:] if features[k].shape[-1] != 1]
+    found = {}
+    for key in images[:1]:
+        found[key] = Field('image', 'image')
+    label = next((k for k in labels if k in supervised), labels[0] if len(labels) == 1 else None)
+    for key in labels:
+        name = 'label' if key == label else key
+        found[key] = Field(name, 'value', num_classes=features[key].num_classes)
+    for key in images[1:]:
+        if key in others:
+            found[key] = Field('other' if len(others) == 1 else key, 'image')
+        else:
+            classes = getattr(features[key], 'num_classes', None)
+            found[key] = Field(key, 'map', num_classes=classes)
+    for key, feature in features.items():
+        if key not in found and _is_number(feature, kinds):
+            dtype = 'float32' if np.issubdtype(feature.np_dtype, np.floating) else 'int32'
+            found[key] = Field(key, 'value', shape=tuple(feature.shape), dtype=dtype)
+    return found
+
+
+def _is_number(feature, kinds):
+    if not isinstance(feature, kinds.Tensor) or None in feature.shape:
+        return False
+    return np.issubdtype(feature.np_dtype, np.number) or feature.np_dtype == np.bool_

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+from mim_jax.data.fields import Field
+
 
 @dataclasses.dataclass(frozen=True)
 class EvenlySpaced:
@@ -26,8 +28,8 @@ class EvenlySpaced:
         return self.source.describe(self._origin(index))
 
     @property
-    def num_classes(self) -> int | None:
-        return self.source.num_classes
+    def fields(self) -> tuple[Field, ...]:
+        return self.source.fields
 
     def _origin(self, index: int) -> int:
         if not 0 <= index < len(self):

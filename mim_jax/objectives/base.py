@@ -9,6 +9,7 @@ import numpy as np
 
 from mim_jax.clock import Clock
 from mim_jax.config import context
+from mim_jax.data import DataConfig, View
 from mim_jax.inputs import Inputs
 from mim_jax.losses import Weighted
 from mim_jax.models.patches import patch_grid
@@ -56,10 +57,11 @@ class Objective:
         """Whether the loss of a batch is not the mean of the losses of its parts."""
         return False
 
-    @property
-    def num_views(self) -> int:
-        """Views of an image that a batch holds: with 2 it has `second_view` beside `images`."""
-        return 1
+    def views(self, data: DataConfig) -> dict[str, View]:
+        """What the method sees of an item: the batch's images by name, `images` among them; made by
+        `data.view(**changes)`.
+        """
+        return {'images': data.view()}
 
     def init(self, key: jax.Array, images: Any) -> Variables:
         """Fresh variables for images of the shape of `images` [B,H,W,C] (values unused)."""

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from mim_jax import keys
 from mim_jax.clock import Clock
 from mim_jax.config import choice
+from mim_jax.data import DataConfig, View
 from mim_jax.inputs import Inputs
 from mim_jax.losses import DISTANCES, cosine_distance
 from mim_jax.models.heads import MLPHead
@@ -28,7 +29,7 @@ class BYOL(Objective):
     """Two views, an average of the network, token and pooled alignment.
 
     Both views have the same crop and flip, so that their tokens stand for the same places; colour
-    jitter (`data.color_jitter`) is drawn for each. Projectors and predictors are BYOL's: linear,
+    jitter (`data.colors`) is drawn for each. Projectors and predictors are BYOL's: linear,
     batch norm by the statistics of the batch in hand, ReLU, linear; one pair for tokens, one for
     their mean.
 
@@ -59,9 +60,8 @@ class BYOL(Objective):
     def needs_whole_batch(self) -> bool:
         return True  # batch norm takes its statistics from it
 
-    @property
-    def num_views(self) -> int:
-        return 2
+    def views(self, data: DataConfig) -> dict[str, View]:
+        return {'images': data.view(), 'second': data.view(like='images')}
 
     def bind(self, encoder: ViT, inputs: Inputs, clock: Clock | None = None) -> Objective:
         bound = super().bind(encoder, inputs, clock)
@@ -83,7 +83,7 @@ class BYOL(Objective):
     def loss(
         self, variables: Variables, batch: Batch, key: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array], Any]:
-        views = batch['images'], batch['second_view']
+        views = batch['images'], batch['second']
         average = jax.tree.map(jax.lax.stop_gradient, variables['ema'])
         token_losses, pooled_losses = [], []
         # Each view is predicted from the other; the loss is the mean of both directions.

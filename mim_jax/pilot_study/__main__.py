@@ -18,6 +18,9 @@ import numpy as np
 
 from mim_jax import data, teachers
 from mim_jax.data import Crop, DataConfig
+from mim_jax.data.embedded import Embedded
+from mim_jax.data.folder import Folder
+from mim_jax.data.tfds import Tfds
 from mim_jax.errors import UserError
 from mim_jax.evaluators import EvenlySpaced
 from mim_jax.folders import check_folder
@@ -69,6 +72,7 @@ def main(argv: list[str] | None = None) -> Path:
     loaded = teachers.from_flags(arguments)
     config = data_config(arguments, loaded)
     train, test = sources(arguments, config)
+    num_classes = data.num_classes(train.fields)
     grid = _grid(config.image_size, loaded)
     aggregation = study.Aggregation.make(
         grid[0] * grid[1], num_groups=arguments.num_groups, num_steps=arguments.steps
@@ -83,7 +87,7 @@ def main(argv: list[str] | None = None) -> Path:
     classifiers = study.learn(
         see,
         batches(train, arguments.max_train),
-        num_classes=train.num_classes,
+        num_classes=num_classes,
         directions=directions,
     )
     measured = study.measure(see, batches(test, arguments.max_test), classifiers, grid=grid)
@@ -95,7 +99,7 @@ def main(argv: list[str] | None = None) -> Path:
         'data': arguments.data,
         'image_size': config.image_size,
         'num_steps': aggregation.num_steps,
-        'num_classes': train.num_classes,
+        'num_classes': num_classes,
         'max_train': arguments.max_train,
         'num_test': len(measured['accuracy'][0]),
         'class_directions': 'text' if directions is not None else 'training means',
@@ -119,16 +123,16 @@ def main(argv: list[str] | None = None) -> Path:
 
 
 def data_config(arguments: argparse.Namespace, loaded: teachers.Loaded) -> DataConfig:
-    """The section `data` that --data and --image_size stand for, whole images without views."""
+    """The section `data` that --data and --image_size stand for, whole images."""
     name = arguments.data
     size = arguments.image_size or loaded.image_size
     if name == 'embedded':
-        place = {'source': 'embedded'}
+        source = Embedded()
         size = size or DataConfig().image_size
     elif name.startswith('tfds:'):
-        place = {'source': 'tfds', 'dataset': name.removeprefix('tfds:')}
+        source = Tfds(dataset=name.removeprefix('tfds:'))
     else:
-        place = {'source': 'folder', 'path': name}
+        source = Folder(path=name)
     if size is None:
         raise UserError(
             f'--teacher={arguments.teacher} does not state the size of its images: give '
@@ -141,7 +145,7 @@ def data_config(arguments: argparse.Namespace, loaded: teachers.Loaded) -> DataC
             mean=loaded.teacher.mean,
             std=loaded.teacher.std,
             crop=Crop(mode='resize'),
-            **place,
+            source=source,
         )
     except ValueError as error:
         raise UserError(f'--data={name}: {error}') from None
@@ -158,12 +162,13 @@ def sources(arguments: argparse.Namespace, config: DataConfig) -> tuple[data.Sou
             source = data.make_source(config, split=split)
         except UserError as error:
             raise UserError(f'--data={arguments.data}, split {split!r}: {error}') from error
-        if source.num_classes is None:
+        num_classes = data.num_classes(source.fields)
+        if num_classes is None:
             raise UserError(
                 f'--data={arguments.data}: the images have no labels; the pilot study needs '
                 'classes (a folder with one sub-folder per class in train/ and in test/)'
             )
-        if source.num_classes < 2:
+        if num_classes < 2:
             raise UserError(f'--data={arguments.data}: there is one class only, give at least two')
         found.append(source)
     return found[0], found[1]
@@ -173,15 +178,14 @@ def text_directions(
     arguments: argparse.Namespace, source: data.Source, *, width: int
 ) -> np.ndarray | None:
     """Class directions from text, if the flags name one; see `classes`."""
+    num_classes = data.num_classes(source.fields)
     if arguments.text_embeddings:
-        return classes.from_file(
-            arguments.text_embeddings, num_classes=source.num_classes, width=width
-        )
+        return classes.from_file(arguments.text_embeddings, num_classes=num_classes, width=width)
     if not arguments.text:
         return None
     names = getattr(source, 'classes', None)  # of folders
     if arguments.classes:
-        names = classes.read_names(arguments.classes, num_classes=source.num_classes)
+        names = classes.read_names(arguments.classes, num_classes=num_classes)
     if names is None:
         raise UserError(f'--data={arguments.data} has no class names: give --classes=FILE')
     prompts = arguments.prompt or [classes.PROMPT]

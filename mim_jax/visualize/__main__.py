@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mim_jax import teachers
+from mim_jax import data, teachers
 from mim_jax.errors import UserError
 from mim_jax.visualize import draw, write
 from mim_jax.visualize.draw import write_png
@@ -24,7 +24,7 @@ MAX_IMAGES = 64
 class Files:
     """A data source of image files without labels."""
 
-    num_classes = None
+    fields = data.image_fields()
 
     def __init__(self, paths: list[Path]):
         self._paths = paths
@@ -61,30 +61,43 @@ def find_images(names: list[str]) -> list[Path]:
     return paths
 
 
-def load_images(config, *, names: list[str], num: int) -> np.ndarray:
-    """uint8 [num,H,W,C], evenly spaced over the files `names`, or over the run's evaluation split
-    where there are none; `config` is a DataConfig.
+def load_batch(
+    config: data.DataConfig, views: data.Views, *, names: list[str], num: int
+) -> dict[str, np.ndarray]:
+    """A batch of `num` items in `views`, evenly spaced over the files `names`, or over the run's
+    evaluation split where there are none.
 
-    Raises UserError where there is nothing to read.
+    Raises UserError where there is nothing to read, or loose files do not have what is viewed.
     """
-    from mim_jax import data
     from mim_jax.evaluators import EvenlySpaced
 
     if names:
         source = Files(find_images(names))
-        # Photos of any size and shape, whatever the run was fed with.
-        crop = dataclasses.replace(config.crop, mode='resize')
-        config = dataclasses.replace(config, crop=crop, max_corrupt_share=1.0)
+        data.check_views(config, views, source.fields, data='a set of loose files (--images)')
+        views = _of_any_size(views, share=config.eval_crop or 1.0)
+        config = dataclasses.replace(config, max_corrupt_share=1.0)
     else:
         source = data.make_source(config, split=config.eval_split or config.split)
     source = EvenlySpaced(source, num)
     if not len(source):
         raise UserError('There are no images to draw: is the split empty?')
-    config = dataclasses.replace(config, workers=0, masks=False)
-    (batch,) = data.eval_batches(source, config, batch_size=len(source))
+    config = dataclasses.replace(config, workers=0)
+    (batch,) = data.eval_batches(source, config, views=views, batch_size=len(source))
     if not batch['valid'].any():
         raise UserError(f'None of the images can be read (the first: {source.describe(0)}).')
-    return batch['images'][batch['valid']]
+    return {name: value[batch['valid']] for name, value in batch.items()}
+
+
+def _of_any_size(views, *, share):
+    """The views of photos of any size and shape, whatever the run was fed with: `images` shows as
+    much as fits."""
+    changed = {}
+    for name, view in views.items():
+        crop = view.crop
+        if name == 'images' or crop.mode == 'none':
+            crop = dataclasses.replace(crop, mode='centre', share=share)
+        changed[name] = dataclasses.replace(view, crop=crop)
+    return changed
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -129,11 +142,13 @@ def draw_run(arguments: argparse.Namespace) -> list[Path]:
     from mim_jax.runs import restore_run
 
     program, variables, step = restore_run(arguments.workdir, step=arguments.step)
-    images = load_images(program.run.data, names=arguments.images, num=arguments.num)
+    views = data.eval_views(program.run.data, program.views)
+    batch = load_batch(program.run.data, views, names=arguments.images, num=arguments.num)
     sheets = draw(
         program.objective,
         variables,
-        images,
+        batch,
+        views=views,
         step=step,
         seed=program.run.seed,
         mesh=program.mesh,

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mim_jax import keys, panels
+from mim_jax.data import Crop, View, Views
+from mim_jax.data.augment import augment_views
 from mim_jax.errors import UserError
 from mim_jax.visualize.pictures import render
 
@@ -17,24 +19,32 @@ from mim_jax.visualize.pictures import render
 def draw(
     objective: Any,
     variables: dict[str, Any],
-    images: np.ndarray,
+    batch: dict[str, np.ndarray] | np.ndarray,
     *,
+    views: Views | None = None,
     step: int = 0,
     seed: int = 0,
     mesh: jax.sharding.Mesh | None = None,
 ) -> dict[str, np.ndarray]:
-    """Named uint8 [H',W',3] sheets of what an objective does to host images uint8 [B,H,W,C].
+    """Named uint8 [H',W',3] sheets of what an objective does to a host batch.
+
+    batch: as read, in `views`, which are those of `data.eval_views`; or images uint8 [B,H,W,C]
+    alone, where `views` is None.
 
     All that is random is drawn from `seed` alone, so that sheets of different steps show the same
     masks on a network that changes. `mesh` is where the variables live; with several processes all
-    of them must call, with the same images, and all get the sheets. Calls for one objective and
-    images of one shape compile once.
+    of them must call, with the same batch, and all get the sheets. Calls for one objective and
+    batches of one shape compile once.
     """
     # Host values: with several processes JAX takes them as the same on each, as they are here.
-    inputs = images, np.int32(seed), np.int32(step)
-    seen = jax.device_get(_see(variables, *inputs, objective=objective, mesh=mesh))
+    if views is None:
+        batch = {'images': batch}
+        views = {'images': View(crop=Crop(mode='none'), image_size=batch['images'].shape[1:3])}
+    inputs = batch, np.int32(seed), np.int32(step)
+    static = {'objective': objective, 'views': tuple(views.items()), 'mesh': mesh}
+    seen = jax.device_get(_see(variables, *inputs, **static))
     seen['features'] = seen.pop('features')  # the objective's own sheets come first
-    return render(seen, images, grid=objective.grid)
+    return render(seen, batch['images'], grid=objective.grid)
 
 
 def write(folder: str | os.PathLike, sheets: dict[str, np.ndarray], *, step: int) -> list[Path]:
@@ -65,11 +75,12 @@ def write_png(path: str | os.PathLike, sheet: np.ndarray) -> None:
         raise UserError(f'{path} cannot be written: {error.strerror}.') from error
 
 
-@functools.partial(jax.jit, static_argnames=('objective', 'mesh'))
-def _see(variables, images, seed, step, *, objective, mesh):
+@functools.partial(jax.jit, static_argnames=('objective', 'views', 'mesh'))
+def _see(variables, batch, seed, step, *, objective, views, mesh):
     key = jax.random.key(seed)
-    images = images.astype(jnp.float32) / 255
-    batch = {'images': images, 'keys': keys.per_example(key, len(images))}
+    batch = {**batch, 'keys': keys.per_example(key, len(batch['images']))}
+    batch = augment_views(batch['keys'], batch, dict(views))
+    images = batch['images']
     seen = dict(objective.pictures(variables, batch, key, step))
     tokens = objective.features(variables, images).tokens.astype(jnp.float32)
     seen['features'] = [panels.Tokens(tokens, title='features (PCA)')]

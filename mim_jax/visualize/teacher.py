@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mim_jax.data import decode, resample, views
+from mim_jax.data import crops, decode, resample
 from mim_jax.errors import UserError
 from mim_jax.models.patches import patch_grid
 from mim_jax.morphing import Morphing, morph
@@ -46,7 +46,7 @@ def read_photo(
         raise UserError(f'--images={path} cannot be read: {error}') from error
     height, width = photo.shape[:2]
     size = whole_patches(size, of=(height, width), patch_size=patch_size)
-    box = views.centre_box(height=height, width=width, size=size, share=1.0)
+    box = crops.centre_box(height=height, width=width, size=size, share=1.0)
     return resample.resize(photo, size, box=box)
 
 

@@ -80,7 +80,7 @@ def random(config, out, assignments=(), *, seed=0, dtype='float32'):
     teacher = getattr(experiment.objective, 'target', None)
     if not isinstance(teacher, Teacher):
         raise UserError(f'--config={config}: its objective has no frozen teacher to make')
-    inputs = make_inputs(experiment, num_classes=None)
+    inputs = make_inputs(experiment, fields=())
     bound = teacher.bind(experiment.model, inputs)
     params = jax.jit(bound.init)(jax.random.key(seed))
     native.save(out, params, metadata=native.encoder_metadata(teacher.model), dtype=dtype)

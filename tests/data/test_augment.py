@@ -1,13 +1,12 @@
-"""Device side: against torchvision's definitions written in NumPy, and per-example keys."""
+"""Device side: flips, maps, views like others, per-example keys."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
-from mim_jax.data import augment as augment_lib
+from mim_jax.data import Colors, Crop, View, augment
 
-GREY = np.array([0.299, 0.587, 0.114])
+JITTER = Colors(brightness=0.4, contrast=0.4, saturation=0.4)
 
 
 def keys(n, seed=0):
@@ -19,75 +18,77 @@ def images(n=6, size=(5, 7), channels=3, seed=0):
     return rng.integers(0, 256, (n, *size, channels), dtype=np.uint8)
 
 
+def view(**changes):
+    return View(**{'crop': Crop(), 'image_size': (5, 7)} | changes)
+
+
+def seen(k, batch, **views):
+    return augment.augment_views(k, batch, views)
+
+
+def flipped_of(plain, out):
+    """Which images are mirrored; each must be, or be as it was."""
+    axes = tuple(range(1, plain.ndim))
+    same = np.isclose(out, plain, atol=1e-6).all(axes)
+    mirrored = np.isclose(out, plain[:, :, ::-1], atol=1e-6).all(axes)
+    assert np.all(same ^ mirrored)
+    return mirrored
+
+
 def test_without_options_is_only_a_change_of_range():
     x = images()
-    out = augment_lib.augment(keys(6), x)
-    assert out.dtype == jnp.float32
-    np.testing.assert_allclose(out, x / 255.0, rtol=1e-6)
+    out = seen(keys(6), {'images': x, 'labels': np.arange(6)}, images=view())
+    assert out['images'].dtype == jnp.float32
+    np.testing.assert_allclose(out['images'], x / 255.0, rtol=1e-6)
+    np.testing.assert_array_equal(out['labels'], np.arange(6))
 
 
-def test_flip_frequency_and_consistency_with_masks():
+def test_flips_are_as_frequent_as_said_and_move_maps_too():
     x = images(400, (3, 4))
-    masks = x[..., 0] > 127
-    out, out_masks = augment_lib.augment(keys(400), x, flip=0.3, masks=masks)
-    same = np.isclose(out, x / 255.0, atol=1e-6).all((1, 2, 3))
-    flipped = np.isclose(out, x[:, :, ::-1] / 255.0, atol=1e-6).all((1, 2, 3))
-    assert np.all(same ^ flipped)
+    batch = {'images': x, 'images_mask': x[..., 0] > 127, 'images_boxes': np.zeros((400, 4))}
+    out = seen(keys(400), batch, images=view(flip=0.3, maps=('mask',), boxes=True))
+    flipped = flipped_of(x / 255.0, out['images'])
     assert abs(flipped.mean() - 0.3) < 4 * np.sqrt(0.3 * 0.7 / 400)
-    expected = np.where(flipped[:, None, None], masks[:, :, ::-1], masks)
-    np.testing.assert_array_equal(out_masks, expected)
+    np.testing.assert_array_equal(out['images_flipped'], flipped)
+    mask = batch['images_mask']
+    expected = np.where(flipped[:, None, None], mask[:, :, ::-1], mask)
+    np.testing.assert_array_equal(out['images_mask'], expected)
+
+
+def test_a_view_like_another_has_its_flip_and_colours_of_its_own():
+    x = images(40)
+    views = {'images': view(flip=0.5), 'same': view(like='images')}
+    out = seen(keys(40), {'images': x}, **views)
+    np.testing.assert_array_equal(out['same'], out['images'])
+    assert 0 < flipped_of(x / 255.0, out['same']).sum() < 40
+    jittered = {name: view(colors=JITTER, like=v.like) for name, v in views.items()}
+    out = seen(keys(40), {'images': x}, **jittered)
+    assert all(np.abs(out['same'] - out['images']).max((1, 2, 3)) > 1e-3)
+
+
+def test_a_view_draws_by_its_name_whatever_others_there_are():
+    batch = {'images': images(8), 'second': images(8, seed=1), 'third': images(8)}
+    views = {name: view(flip=0.5, colors=JITTER) for name in batch}
+    every = seen(keys(8), batch, **views)
+    for name in batch:
+        alone = seen(keys(8), batch, **{name: views[name]})
+        np.testing.assert_array_equal(alone[name], every[name])
+    assert np.abs(every['images'] - every['third']).max() > 0.01
 
 
 def test_draws_belong_to_the_example_not_to_the_batch():
-    x, k = images(8), keys(8)
-    options = dict(flip=0.5, color_jitter=(0.4, 0.4, 0.4))
-    whole = jax.jit(lambda k, x: augment_lib.augment(k, x, **options))(k, x)
-    halves = [augment_lib.augment(k[s], x[s], **options) for s in (slice(0, 4), slice(4, 8))]
-    np.testing.assert_allclose(whole, np.concatenate(halves), atol=1e-6)
+    x, k = images(8, (9, 9)), keys(8)
+    colors = Colors(0.4, 0.4, 0.4, 0.1, 0.8, 0.2, 0.2, 0.5)
+    views = {'images': view(flip=0.5, colors=colors)}
+    whole = jax.jit(lambda k, x: seen(k, {'images': x}, **views)['images'])(k, x)
+    halves = [seen(k[s], {'images': x[s]}, **views)['images'] for s in (np.s_[:4], np.s_[4:])]
+    np.testing.assert_allclose(whole, np.concatenate(halves), atol=1e-5)
     assert len({float(v) for v in whole.mean((1, 2, 3))}) == 8
-
-
-@pytest.mark.parametrize('which', [0, 1, 2])
-def test_each_property_is_a_blend_with_its_neutral_image(which):
-    """torchvision: result = clip(factor * image + (1 - factor) * neutral), where the neutral
-    image is black, the mean grey value, or the grey image; factor in [1 - x, 1 + x]."""
-    x = images(200, seed=1)
-    strength = 0.4
-    jitter = tuple(strength if i == which else 0.0 for i in range(3))
-    out = np.asarray(augment_lib.augment(keys(200), x, color_jitter=jitter))
-    y = x / 255.0
-    grey = (y @ GREY)[..., None]
-    neutral = [np.zeros_like(y), grey.mean((1, 2, 3), keepdims=True), grey][which]
-    factors = []
-    for image, centre, result in zip(y, np.broadcast_to(neutral, y.shape), out, strict=True):
-        inside = (result > 0) & (result < 1) & (np.abs(image - centre) > 0.05)
-        factor = (result - centre)[inside] / (image - centre)[inside]
-        assert np.ptp(factor) < 1e-4
-        np.testing.assert_allclose(
-            result, np.clip(factor[0] * image + (1 - factor[0]) * centre, 0, 1), atol=1e-4
-        )
-        factors.append(factor[0])
-    assert 1 - strength <= min(factors) < 1 - 0.9 * strength
-    assert 1 + 0.9 * strength < max(factors) <= 1 + strength
-    assert abs(np.mean(factors) - 1.0) < 0.07
-
-
-def test_a_strength_above_one_draws_no_negative_factor():
-    x = np.full((300, 2, 2, 3), 100, np.uint8)
-    out = augment_lib.augment(keys(300), x, color_jitter=(2.0, 0.0, 0.0))
-    assert out.min() >= 0 and out.max() <= 1
-    assert float(jnp.median(out)) > 100 / 255  # U[0, 3] has its median at 1.5
-
-
-def test_grey_images_have_no_saturation():
-    x = images(channels=1)
-    out = augment_lib.augment(keys(6), x, color_jitter=(0.0, 0.0, 0.4))
-    np.testing.assert_allclose(out, x / 255.0, rtol=1e-6)
 
 
 def test_normalize_and_back():
     x = np.random.default_rng(0).random((2, 3, 4, 3), np.float32)
     mean, std = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
-    out = augment_lib.normalize(x, mean=mean, std=std)
+    out = augment.normalize(x, mean=mean, std=std)
     np.testing.assert_allclose(out, (x - np.array(mean)) / np.array(std), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(augment_lib.denormalize(out, mean=mean, std=std), x, atol=1e-6)
+    np.testing.assert_allclose(augment.denormalize(out, mean=mean, std=std), x, atol=1e-6)

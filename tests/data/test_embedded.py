@@ -5,8 +5,8 @@ import pickle
 import numpy as np
 import pytest
 
-from mim_jax.data import DataConfig, make_source
-from mim_jax.data.embedded import EmbeddedScenes
+from mim_jax.data import DataConfig, find, make_source, num_classes
+from mim_jax.data.embedded import Embedded, EmbeddedScenes
 from mim_jax.errors import UserError
 
 
@@ -87,11 +87,24 @@ def test_raw_pixels_are_a_poor_nearest_neighbour_feature():
 
 
 def test_made_by_the_config():
-    config = DataConfig(source='embedded', image_size=(40, 48))
-    assert len(make_source(config, split='train')) == config.embedded.num_train
+    config = DataConfig(source=Embedded(num_train=20, num_test=10), image_size=(40, 48))
+    assert len(make_source(config, split='train')) == 20
     test = make_source(config, split='test')
-    assert len(test) == config.embedded.num_test
+    assert len(test) == 10
     assert test[0]['image'].shape == (40, 48, 3)
     assert 'scene 3 of test' in test.describe(3)
     with pytest.raises(UserError, match="not 'validation'"):
         make_source(config, split='validation')
+    with pytest.raises(UserError, match='image_size is 224x224: the embedded .* 32 to 64 pixels'):
+        make_source(DataConfig(image_size=(224, 224)), split='train')
+    with pytest.raises(ValueError, match='at least 1'):
+        Embedded(num_train=0)
+
+
+def test_the_stated_fields_are_those_of_the_items():
+    source = scenes()
+    assert num_classes(source.fields) == 10
+    assert {field.name for field in source.fields} == source[0].keys()
+    mask = find(source.fields, 'mask')
+    assert (mask.kind, mask.dtype, mask.num_classes) == ('map', 'uint8', 2)
+    assert Embedded().assumed_fields() == source.fields

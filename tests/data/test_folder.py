@@ -6,8 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
-from mim_jax.data import DataConfig, make_source
+from mim_jax.data import DataConfig, Field, eval_batches, image_fields, make_source, num_classes
 from mim_jax.data.decode import CorruptImage
+from mim_jax.data.folder import Folder
 from mim_jax.errors import UserError
 
 
@@ -16,8 +17,8 @@ def write(path, value=0, size=(8, 8)):
     assert cv2.imwrite(str(path), np.full((*size, 3), value, np.uint8))
 
 
-def open_source(path, split='train'):
-    return make_source(DataConfig(source='folder', path=str(path)), split=split)
+def open_source(path, split='train', **section):
+    return make_source(DataConfig(source=Folder(path=str(path), **section)), split=split)
 
 
 def described(source):
@@ -32,7 +33,7 @@ def test_classes_are_sorted_sub_folders(tmp_path):
     names = ['ant/1.bmp', 'cat/z.png', 'cat/deep/y.png', 'dog/a.jpg', 'dog/b.JPG']
     assert described(source) == [str(tmp_path / n) for n in names]
     assert [source[i]['label'] for i in range(5)] == [0, 1, 1, 2, 2]
-    assert source.num_classes == 3 and source.classes == ['ant', 'cat', 'dog']
+    assert num_classes(source.fields) == 3 and source.classes == ['ant', 'cat', 'dog']
     assert source[3]['image'] == (tmp_path / 'dog/a.jpg').read_bytes()
 
 
@@ -41,7 +42,7 @@ def test_a_flat_folder_has_no_labels(tmp_path):
         write(tmp_path / name)
     source = pickle.loads(pickle.dumps(open_source(tmp_path)))
     assert described(source) == [str(tmp_path / n) for n in ('a.tiff', 'b.webp', 'ü c.png')]
-    assert source.num_classes is None and 'label' not in source[0]
+    assert source.fields == image_fields() and source[0].keys() == {'image'}
 
 
 @pytest.mark.parametrize('name', ['test', 'val', 'validation'])
@@ -54,7 +55,7 @@ def test_parts(tmp_path, name):
         source = open_source(tmp_path, split)
         assert described(source) == [str(tmp_path / name / 'z' / '7.png')]
         # Numbers are those of the training classes, though x and y are absent here.
-        assert source[0]['label'] == 2 and source.num_classes == 3
+        assert source[0]['label'] == 2 and num_classes(source.fields) == 3
 
 
 def test_test_classes_unknown_to_training(tmp_path):
@@ -83,3 +84,57 @@ def test_an_image_that_disappeared_counts_as_corrupt(tmp_path):
     (tmp_path / 'a.png').unlink()
     with pytest.raises(CorruptImage, match='No such file'):
         source[0]
+
+
+def test_images_beside_class_folders_are_told(tmp_path):
+    for name in ('cat/1.png', 'dog/1.png', 'stray.jpg', 'thumbnail.png'):
+        write(tmp_path / name)
+    with pytest.raises(UserError, match='beside them 2 images without a class .*: stray.jpg'):
+        open_source(tmp_path)
+
+
+def test_a_folder_must_be_named():
+    with pytest.raises(UserError, match='config.data.source.path is not set'):
+        make_source(DataConfig(source=Folder()), split='train')
+
+
+def test_pairs_are_two_images_of_one_stem(tmp_path):
+    for scene, room in (('a', 'x'), ('b', 'x'), ('c', 'y')):
+        for number in (1, 2):
+            write(tmp_path / room / f'{scene}_{number}.png', ord(scene) + 100 * (number - 1))
+    source = pickle.loads(pickle.dumps(open_source(tmp_path, pairs=True)))
+    assert [field.name for field in source.fields] == ['image', 'label', 'other']
+    assert [path[-5:] for path in described(source)] == ['1.png'] * 3
+    assert [source[i]['label'] for i in range(3)] == [0, 0, 1]
+    config = DataConfig(image_size=(8, 8))
+    views = {'images': config.view(), 'second': config.view(of='other')}
+    batch = next(iter(eval_batches(source, config, batch_size=3, views=views)))
+    np.testing.assert_array_equal(batch['images'][:, 0, 0, 0], [97, 98, 99])
+    np.testing.assert_array_equal(batch['second'][:, 0, 0, 0], [197, 198, 199])
+    write(tmp_path / 'y' / 'd_1.png')
+    with pytest.raises(UserError, match='source.pairs: .*d_1.png has no counterpart.*STEM_2'):
+        open_source(tmp_path, pairs=True)
+
+
+def test_maps_lie_in_a_folder_of_their_own(tmp_path):
+    """As ADE20K has them: images/training/*.jpg, annotations/training/*.png."""
+    for i in range(3):
+        write(tmp_path / 'images' / 'training' / f'{i}.jpg', 10 * i, size=(8, 8))
+        path = tmp_path / 'annotations' / 'training' / f'{i}.png'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        assert cv2.imwrite(str(path), np.full((8, 8), i + 1, np.uint8))
+    options = dict(map_path=str(tmp_path / 'annotations'), map_classes=151)
+    source = open_source(tmp_path / 'images', 'training', **options)
+    expected = Field('map', 'map', num_classes=151)
+    assert source.fields == (*image_fields(), expected)
+    assert Folder(path='x', **options).assumed_fields() == (*image_fields(1000), expected)
+    config = DataConfig(image_size=(8, 8))
+    views = {'images': config.view(maps=('map',))}
+    batch = next(iter(eval_batches(source, config, batch_size=3, views=views)))
+    assert batch['images_map'].dtype == np.int32
+    np.testing.assert_array_equal(batch['images_map'][:, 4, 4], [1, 2, 3])
+    (tmp_path / 'annotations' / 'training' / '1.png').unlink()
+    with pytest.raises(UserError, match='map_path: .*training/1.png is missing'):
+        open_source(tmp_path / 'images', 'training', **options)
+    with pytest.raises(UserError, match='source.map_path: there is no folder .*nowhere'):
+        open_source(tmp_path / 'images', 'training', map_path=str(tmp_path / 'nowhere'))

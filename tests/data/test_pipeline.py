@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mim_jax.data import Crop, DataConfig, eval_batches, make_source, train_batches
+from mim_jax.data import Crop, DataConfig, Field, eval_batches, image_fields, train_batches
 from mim_jax.errors import UserError
 
 
@@ -20,6 +20,10 @@ class Numbered:
     bad: tuple = ()
     num_classes: int | None = 1000
     encoded: bool = False
+
+    @property
+    def fields(self):
+        return image_fields(self.num_classes)
 
     def __len__(self):
         return self.length
@@ -42,7 +46,7 @@ class Numbered:
 
 def config(**options):
     options = {'threads': 0, 'crop': Crop(scale=(0.3, 1.0))} | options
-    return DataConfig(source='folder', path='/photos', image_size=(12, 10), batch_size=8, **options)
+    return DataConfig(image_size=(12, 10), batch_size=8, **options)
 
 
 def take(iterator, num):
@@ -131,7 +135,7 @@ def test_threads_and_spawned_workers_change_nothing():
 def test_errors_of_a_worker_reach_the_caller():
     fixed = config(crop=Crop(mode='none'), workers=1, threads=1)
     batches = train_batches(Numbered(), fixed, seed=0)
-    with pytest.raises(UserError, match='24x20 pixels .*config.data.image_size is 12x10'):
+    with pytest.raises(UserError, match='24x20 pixels .*a view of it 12x10'):
         next(batches)
     batches.close()
 
@@ -242,16 +246,93 @@ def test_the_evaluation_view_is_the_centre():
         np.testing.assert_array_equal(batch['images'][i], Numbered()[i]['image'][6:18, 5:15])
 
 
-def test_masks_come_with_the_embedded_scenes():
-    scenes = DataConfig(image_size=(32, 40), batch_size=4, masks=True, crop=Crop(mode='none'))
-    source = make_source(scenes, split='train')
-    batch = next(iter(eval_batches(source, scenes, batch_size=4)))
-    for i in range(4):
-        np.testing.assert_array_equal(batch['masks'][i], source[i]['mask'])
-        np.testing.assert_array_equal(batch['images'][i], source[i]['image'])
-    cropped = dataclasses.replace(scenes, crop=Crop(scale=(0.5, 0.6)))
-    batches = train_batches(source, cropped, seed=0)
-    assert next(batches)['masks'].shape == (4, 32, 40)
+VIEWS = {
+    'second': config().view(crop=Crop(scale=(0.1, 0.3))),
+    'small': config().view(image_size=(6, 6), boxes=True),
+    'same': config().view(like='images'),
+}
+
+
+@pytest.mark.parametrize('names', [('second',), ('small', 'same'), ('same', 'small', 'second')])
+def test_a_view_draws_the_same_whatever_others_there_are(names):
+    source, views = Numbered(20, encoded=True, bad=(3,)), {'images': config().view()}
+    alone = take(train_batches(source, config(), seed=1), 4)
+    every = take(train_batches(source, config(), seed=1, views=views | VIEWS), 4)
+    some = {name: VIEWS[name] for name in names}
+    # Whatever their order, too.
+    found = take(train_batches(source, config(), seed=1, views=some | views), 4)
+    for one, all_of_them, batch in zip(alone, every, found, strict=True):
+        expected = {k: v for k, v in all_of_them.items() if k in batch}
+        assert batch.keys() >= one.keys() and 'same' not in batch
+        assert_same([expected, one], [batch, {k: batch[k] for k in one}])
+    assert not np.array_equal(every[0]['images'], every[0]['second'])
+
+
+def test_views_of_the_evaluation_are_the_same_at_every_pass():
+    views = {'images': config().view(), 'second': VIEWS['second']}
+    batches = eval_batches(Numbered(21), config(), batch_size=8, views=views)
+    assert_same(list(batches), list(batches))
+    first, again = next(iter(batches)), list(batches)[1]
+    assert not np.array_equal(first['second'], again['second'])
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """Item i: an image of i, one of 100 + i, two labels, a depth and a map of i."""
+
+    fields: tuple = (
+        Field('image', 'image'),
+        Field('other', 'image'),
+        Field('label', 'value', shape=(2,)),
+        Field('depth', 'value', dtype='float32'),
+        Field('map', 'map', dtype='uint8'),
+    )
+    depth: object = 0.5
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        flat = np.full((12, 10), index, np.uint8)
+        return {
+            'image': flat,
+            'other': flat + np.uint8(100),
+            'label': [index, 2 * index],
+            'depth': self.depth,
+            'map': flat,
+        }
+
+    def describe(self, index):
+        return f'pair {index}'
+
+
+def test_pairs_labels_and_maps_come_as_their_fields_say():
+    views = {'images': config().view(maps=('map',)), 'pair': config().view(of='other')}
+    batch = next(train_batches(Pairs(), config(), seed=0, views=views))
+    assert batch['labels'].shape == (8, 2) and batch['labels'].dtype == np.int32
+    index = batch['labels'][:, 0]
+    np.testing.assert_array_equal(batch['labels'][:, 1], 2 * index)
+    np.testing.assert_array_equal(batch['images'][:, 3, 4, 0], index)
+    np.testing.assert_array_equal(batch['pair'][:, 3, 4, 0], index + 100)
+    np.testing.assert_array_equal(batch['images_map'][:, 3, 4], index)
+    assert batch['depths'].dtype == np.float32 and (batch['depths'] == 0.5).all()
+
+
+def test_a_source_that_breaks_its_word_is_named():
+    with pytest.raises(ValueError, match=r'depths of pair \d has the shape \(3,\), .* \(\)'):
+        next(train_batches(Pairs(depth=np.zeros(3)), config(), seed=0))
+
+
+def to_grey(rng, shown):
+    """A host transform: the mean colour plus a draw."""
+    mean = np.full_like(shown.image, shown.image.mean()) + np.uint8(rng.integers(9))
+    return dataclasses.replace(shown, image=mean)
+
+
+def test_host_transforms_run_in_workers_too():
+    views = {'images': config().view(transforms=(to_grey,))}
+    expected = take(train_batches(Numbered(20), config(), seed=1, views=views), 2)
+    assert all(np.ptp(image) == 0 for image in expected[0]['images'])
+    batches = train_batches(Numbered(20), config(workers=1, threads=1), seed=1, views=views)
+    assert_same(expected, take(batches, 2))
     batches.close()
-    plain = dataclasses.replace(scenes, masks=False)
-    assert 'masks' not in next(train_batches(source, plain, seed=0))

@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from mim_jax.data import DataConfig, make_source
+from mim_jax.data import DataConfig, image_fields, make_source
+from mim_jax.data.tfds import Tfds
 from mim_jax.errors import UserError
 
 
@@ -42,14 +43,14 @@ def prepare(root, *, name='tiny', num=5, file_format='array_record', image=True)
 
 
 def open_source(root, dataset='tiny', split='train'):
-    config = DataConfig(source='tfds', path=str(root), dataset=dataset)
+    config = DataConfig(source=Tfds(path=str(root), dataset=dataset))
     return make_source(config, split=split)
 
 
 def test_records_are_the_bytes_that_were_prepared(tmp_path):
     photos = prepare(tmp_path)
     source = open_source(tmp_path)
-    assert len(source) == 5 and source.num_classes == 3
+    assert len(source) == 5 and source.fields == image_fields(3)
     for i in (4, 0, 2):
         assert source[i]['image'] == photos[i]
         assert source[i]['label'] == i % 3

@@ -2,11 +2,12 @@ import pickle
 
 import pytest
 
+from mim_jax.data import image_fields
 from mim_jax.evaluators import EvenlySpaced
 
 
 class Sorted:
-    num_classes = 10
+    fields = image_fields(10)
 
     def __len__(self):
         return 1000
@@ -25,7 +26,7 @@ def test_every_class_of_a_sorted_source_is_there(limit):
     assert len(items) == limit
     assert len({item['image'] for item in items}) == limit
     counts = [sum(item['label'] == c for item in items) for c in range(10)]
-    assert max(counts) - min(counts) <= 1 and subset.num_classes == 10
+    assert max(counts) - min(counts) <= 1 and subset.fields == image_fields(10)
     assert subset.describe(limit - 1) == f'item {items[-1]["image"]}'
 
 

@@ -14,7 +14,7 @@ SCRIPT = ROOT / 'launch' / 'slurm.sbatch'
 TRAINING = (
     '--config=configs/dtm_vitb.py',
     '--workdir=/shared/runs/dtm',
-    '--config.data.path=/data/my photos',
+    '--config.data.source.path=/data/my photos',
 )
 
 TOOLS = {

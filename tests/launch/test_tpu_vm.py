@@ -13,7 +13,7 @@ SLICE = ('--name=my-slice', '--zone=us-west4-a', '--project=my-project')
 TRAINING = (
     '--config=configs/dtm_vitb.py',
     '--workdir=/mnt/shared/runs/dtm',
-    "--config.data.path=/data/it's my photos",
+    "--config.data.source.path=/data/it's my photos",
     '--config.note=$HOME; `exit 3` "x" \\',
     '--config.empty=',
 )

@@ -1,4 +1,4 @@
-"""What every method of the registry must do, each as its own config's argument `embedded` builds it.
+"""What every method of the registry must do, each as its config's argument `embedded` builds it.
 
 A new entry of OBJECTIVES needs no line here. Frozen networks have random weights: nothing is read.
 """
@@ -121,9 +121,7 @@ def test_a_resumed_run_is_the_run_to_the_last_bit(alone, tmp_path):
     restored = restored.replace(variables={**restored.variables, **frozen})
     resumed, seen = alone.run(restored, batches[2:])
     chex.assert_trees_all_equal(seen[0], expected[2])
-    chex.assert_trees_all_equal(
-        jax.device_get(resumed.variables), jax.device_get(state.variables)
-    )
+    chex.assert_trees_all_equal(jax.device_get(resumed.variables), jax.device_get(state.variables))
 
 
 @pytest.mark.slow

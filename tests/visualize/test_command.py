@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mim_jax import panels
-from mim_jax.data import DataConfig
+from mim_jax.data import Crop, DataConfig, View, eval_views
 from mim_jax.errors import UserError
 from mim_jax.visualize import __main__ as command
 
@@ -16,6 +16,11 @@ from mim_jax.visualize import __main__ as command
 @dataclasses.dataclass(frozen=True)
 class Hidden:
     grid: tuple[int, int] = (4, 4)
+    # Of a view beside the images, and none where it is None.
+    second: View | None = None
+
+    def views(self, data):
+        return {'images': data.view()} | ({'second': self.second} if self.second else {})
 
     def pictures(self, variables, batch, key, step):
         return {'mask': [panels.Mask(jnp.zeros((len(batch['images']), 16), bool))]}
@@ -24,12 +29,21 @@ class Hidden:
         return types.SimpleNamespace(tokens=images.reshape(len(images), 16, -1))
 
 
+def load(config, *, second=None, names, num):
+    """What `command.load_batch` gives of images and a second view."""
+    views = eval_views(config, Hidden(second=second).views(config))
+    return command.load_batch(config, views, names=names, num=num)
+
+
 @pytest.fixture
 def run(monkeypatch):
     """A restored run of step 7, of the embedded scenes."""
     data = DataConfig(image_size=(32, 32))
     program = types.SimpleNamespace(
-        run=types.SimpleNamespace(data=data, seed=0), objective=Hidden(), mesh=None
+        run=types.SimpleNamespace(data=data, seed=0),
+        objective=Hidden(),
+        mesh=None,
+        views=Hidden().views(data),
     )
     steps = []
 
@@ -76,23 +90,35 @@ def test_num_and_out(run, photos, tmp_path):
 
 def test_evaluation_split_by_default():
     config = DataConfig(image_size=(32, 40))
-    images = command.load_images(config, names=[], num=2)
+    images = load(config, names=[], num=2)['images']
     assert images.shape == (2, 32, 40, 3) and images.dtype == np.uint8
+    maps = load(config, second=config.view(maps=('mask',)), names=[], num=2)
+    assert maps['second_mask'].shape == (2, 32, 40)
+
+
+def test_loose_files_have_images_and_nothing_else(photos):
+    config = DataConfig(image_size=(32, 32), crop=Crop(mode='none'))
+    small = config.view(image_size=(8, 8))
+    batch = load(config, second=small, names=[str(photos)], num=3)
+    assert batch['second'].shape == (3, 8, 8, 3)
+    for second in (config.view(of='other'), config.view(maps=('mask',))):
+        with pytest.raises(UserError, match='which a set of loose files .--images. does not have'):
+            load(config, second=second, names=[str(photos)], num=3)
 
 
 def test_bad_files_are_user_errors(run, photos, tmp_path):
     config = DataConfig(image_size=(32, 32))
     with pytest.raises(UserError, match='no such file'):
-        command.load_images(config, names=[str(tmp_path / 'nothing')], num=2)
+        load(config, names=[str(tmp_path / 'nothing')], num=2)
     (tmp_path / 'empty').mkdir()
     with pytest.raises(UserError, match='no images'):
-        command.load_images(config, names=[str(tmp_path / 'empty')], num=2)
+        load(config, names=[str(tmp_path / 'empty')], num=2)
     broken = tmp_path / 'broken.jpg'
     broken.write_bytes(b'not a photo')
     with pytest.raises(UserError, match='can be read'):
-        command.load_images(config, names=[str(broken)], num=2)
+        load(config, names=[str(broken)], num=2)
     good = photos / 'deep' / '1.jpg'
-    assert len(command.load_images(config, names=[str(broken), str(good)], num=2)) == 1
+    assert len(load(config, names=[str(broken), str(good)], num=2)['images']) == 1
 
 
 def test_num_is_limited(capsys):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mim_jax import panels
+from mim_jax.data import Colors, Crop, View
 from mim_jax.errors import UserError
 from mim_jax.visualize import draw, write
 
@@ -74,6 +75,24 @@ def test_an_objective_without_pictures_still_shows_features():
             return {}
 
     assert set(draw(Plain(), VARIABLES, IMAGES)) == {'features'}
+
+
+def test_objectives_are_given_every_view_of_the_batch():
+    plain = View(crop=Crop(), image_size=(16, 16))
+    grey = dataclasses.replace(plain, like='images', colors=Colors(grey=1.0))
+    views = {'images': plain, 'grey': grey, 'small': dataclasses.replace(plain, boxes=True)}
+    batch = {'images': IMAGES, 'small': IMAGES[:, ::2, ::2], 'small_boxes': np.zeros((3, 4))}
+
+    @dataclasses.dataclass(frozen=True)
+    class ShowsGrey(Halves):
+        def pictures(self, variables, batch, key, step):
+            assert batch['small'].shape == (3, 8, 8, 3) and batch['small_flipped'].shape == (3,)
+            return {'second': [panels.Image(batch['grey'])]}
+
+    sheets = draw(ShowsGrey(), VARIABLES, batch, views=views)
+    side, gap = 16 * 14, 5
+    shown = sheets['second'][-side - gap : -gap, side + 2 * gap :][:, :side]
+    assert shown.std() > 5 and np.ptp(shown, axis=2).max() == 0
 
 
 def test_write(tmp_path):
