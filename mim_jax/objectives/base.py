@@ -74,7 +74,7 @@ class Objective:
         raise NotImplementedError
 
     def features(self, variables: Variables, images: jax.Array) -> Encoded:
-        """The encoder's view of whole images [B,H,W,C] in [0, 1]."""
+        """What the encoder makes of whole images [B,H,W,C] in [0, 1]."""
         return self.encoder.apply(
             {'params': variables['params']['encoder']}, self.inputs.normalize(images)
         )
