@@ -47,11 +47,11 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class _EvalFields:
+class _EvalConfig:
     """Config section `eval`: which evaluators run, at step 0 and the end and every so often.
 
     `use_ema` evaluates the average of the parameters instead of the parameters. Every entry of
-    EVALUATORS has a section of its own name here.
+    EVALUATORS has a section of its own name beside these fields.
     """
 
     evaluators: tuple[str, ...] = ('knn',)
@@ -73,8 +73,9 @@ class _EvalFields:
 EvalConfig = dataclasses.make_dataclass(
     'EvalConfig',
     [(name, kind, dataclasses.field(default_factory=kind)) for name, kind in EVALUATORS.items()],
-    bases=(_EvalFields,),
+    bases=(_EvalConfig,),
     frozen=True,
+    namespace={'__doc__': _EvalConfig.__doc__},
 )
 
 

@@ -91,7 +91,7 @@ class Objective:
         keys: jax.Array | None = None,
         layers: tuple[int, ...] = (),
     ) -> Encoded:
-        """The encoder's view of images [B,H,W,C] in [0, 1]; see `ViT.apply`.
+        """What the encoder makes of images [B,H,W,C] in [0, 1]; see `ViT.apply`.
 
         params: the trained parameters or an average of them, with the part `encoder`. visible:
         [B,K] int32, the only patches that are encoded. mask: [B,N] bool, patches behind the mask
@@ -125,7 +125,7 @@ class Objective:
         raise NotImplementedError
 
     def features(self, variables: Variables, images: jax.Array) -> Encoded:
-        """The encoder's view of whole images [B,H,W,C] in [0, 1]."""
+        """What the encoder makes of whole images [B,H,W,C] in [0, 1]."""
         return self.encode(variables['params'], images)
 
     def pictures(

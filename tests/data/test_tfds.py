@@ -1,4 +1,4 @@
-"""Prepared data without TensorFlow: a tiny ArrayRecord dataset written by hand."""
+"""Prepared data without TensorFlow: tiny ArrayRecord datasets written by hand."""
 
 import json
 import pickle
@@ -8,37 +8,61 @@ import cv2
 import numpy as np
 import pytest
 
-from mim_jax.data import DataConfig, image_fields, make_source
+from mim_jax.data import DataConfig, Field, eval_batches, image_fields, make_source
 from mim_jax.data.tfds import Tfds
 from mim_jax.errors import UserError
 
 
-def prepare(root, *, name='tiny', num=5, file_format='array_record', image=True):
-    """What `tfds build` leaves: features.json, dataset_info.json and one shard."""
+def write(root, name, features, records, *, file_format='array_record', supervised=()):
+    """What `tfds build` leaves: features.json, dataset_info.json and one shard.
+
+    features: of TFDS; records: dicts of bytes or lists of numbers; supervised: names of two.
+    """
     import tensorflow_datasets as tfds
     from array_record.python import array_record_module
     from tensorflow_datasets.proto import tf_example_pb2
 
     folder = root / name / '1.0.0'
     folder.mkdir(parents=True)
-    features = {'label': tfds.features.ClassLabel(names=['a', 'b', 'c'])}
-    if image:
-        features['image'] = tfds.features.Image(shape=(None, None, 3), encoding_format='jpeg')
     tfds.features.FeaturesDict(features).save_config(folder)
     shard = folder / f'{name}-train.{file_format}-00000-of-00001'
     writer = array_record_module.ArrayRecordWriter(str(shard), 'group_size:1')
-    photos = []
-    for i in range(num):
-        photos.append(cv2.imencode('.jpg', np.full((20, 30, 3), 40 * i, np.uint8))[1].tobytes())
+    for record in records:
         example = tf_example_pb2.Example()
-        example.features.feature['image'].bytes_list.value.append(photos[-1])
-        example.features.feature['label'].int64_list.value.append(i % 3)
+        for key, value in record.items():
+            feature = example.features.feature[key]
+            if isinstance(value, bytes):
+                feature.bytes_list.value.append(value)
+            elif isinstance(value[0], float):
+                feature.float_list.value.extend(value)
+            else:
+                feature.int64_list.value.extend(value)
         writer.write(example.SerializeToString())
     writer.close()
-    split = {'name': 'train', 'shardLengths': [str(num)], 'numBytes': '1',
+    split = {'name': 'train', 'shardLengths': [str(len(records))], 'numBytes': '1',
              'filepathTemplate': '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'}  # fmt: skip
     info = {'name': name, 'version': '1.0.0', 'fileFormat': file_format, 'splits': [split]}
+    if supervised:
+        items = [{'featureKey': key} for key in supervised]
+        info['supervisedKeys'] = {'tuple': {'items': items}}
     (folder / 'dataset_info.json').write_text(json.dumps(info))
+
+
+def flat(value, *shape, ending='.png'):
+    """An encoded image of one value."""
+    return cv2.imencode(ending, np.full(shape, value, np.uint8))[1].tobytes()
+
+
+def prepare(root, *, name='tiny', num=5, file_format='array_record', image=True):
+    """Photos and labels 0, 1, 2, 0, …; returns the photos' bytes."""
+    from tensorflow_datasets import features as kinds
+
+    features = {'label': kinds.ClassLabel(names=['a', 'b', 'c'])}
+    if image:
+        features['image'] = kinds.Image(shape=(None, None, 3), encoding_format='jpeg')
+    photos = [flat(40 * i, 20, 30, 3, ending='.jpg') for i in range(num)]
+    records = [{'image': photo, 'label': [i % 3]} for i, photo in enumerate(photos)]
+    write(root, name, features, records, file_format=file_format)
     return photos
 
 
@@ -78,3 +102,57 @@ def test_other_file_format_split_or_content(tmp_path):
     prepare(tmp_path, name='blind', image=False)
     with pytest.raises(UserError, match='blind has no image, but label'):
         open_source(tmp_path, 'blind')
+
+
+@pytest.mark.parametrize('supervised', [('picture', 'family'), ()])
+def test_every_feature_of_fixed_shape_is_a_field(tmp_path, supervised):
+    """Two classes, a number, an array, a map and a second image; text and lists are left out."""
+    from tensorflow_datasets import features as kinds
+
+    colour = kinds.Image(shape=(None, None, 3), encoding_format='png')
+    features = {
+        'picture': colour,
+        'right': colour,
+        'segmentation': kinds.LabeledImage(labels=4, shape=(None, None, 1)),
+        'species': kinds.ClassLabel(num_classes=7),
+        'family': kinds.ClassLabel(num_classes=3),
+        'corner': kinds.Tensor(shape=(2,), dtype=np.float32),
+        'age': np.int64,
+        'name': kinds.Text(),
+        'words': kinds.Sequence(kinds.ClassLabel(num_classes=2)),
+    }
+    records = [
+        {
+            'picture': flat(i, 6, 6, 3),
+            'right': flat(100 + i, 6, 6, 3),
+            'segmentation': flat(i, 6, 6),
+            'species': [i],
+            'family': [i % 3],
+            'corner': [0.5, i / 4],
+            'age': [40 + i],
+            'name': b'x',
+        }
+        for i in range(4)
+    ]
+    write(tmp_path, 'rich', features, records, supervised=supervised)
+    source = open_source(tmp_path, 'rich')
+    assert set(source.fields) == {
+        Field('image', 'image'),
+        Field('other', 'image'),
+        Field('segmentation', 'map', num_classes=4),
+        Field('species', 'value', num_classes=7),
+        Field('label' if supervised else 'family', 'value', num_classes=3),
+        Field('corner', 'value', shape=(2,), dtype='float32'),
+        Field('age', 'value'),
+    }
+    assert Tfds(path=str(tmp_path), dataset='rich').assumed_fields() == source.fields
+    config = DataConfig(image_size=(6, 6))
+    views = {'images': config.view(maps=('segmentation',)), 'pair': config.view(of='other')}
+    batch = next(iter(eval_batches(source, config, batch_size=4, views=views)))
+    numbers = np.arange(4)
+    np.testing.assert_array_equal(batch['images'][:, 0, 0, 0], numbers)
+    np.testing.assert_array_equal(batch['pair'][:, 0, 0, 0], 100 + numbers)
+    np.testing.assert_array_equal(batch['images_segmentation'][:, 2, 2], numbers)
+    np.testing.assert_array_equal(batch['labels' if supervised else 'familys'], numbers % 3)
+    np.testing.assert_array_equal(batch['corners'], np.stack([0 * numbers + 0.5, numbers / 4], 1))
+    np.testing.assert_array_equal(batch['ages'], 40 + numbers)

@@ -1,0 +1,140 @@
+"""Mixup and CutMix: against a loop, and the same pairs in microbatches and on meshes."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from scipy import stats
+
+from mim_jax import experiment, sharding
+from mim_jax.data import image_fields, make_source, train_batches
+from mim_jax.data.mixing import mix
+from mim_jax.objectives import Classification
+from mim_jax.program import Program
+
+CLASSES = 8
+
+
+def examples(n=8, *, size=(12, 10)):
+    """Keys, images of one number each, and one-hot targets of that number."""
+    keys = jax.random.split(jax.random.key(0), n)
+    images = np.zeros((n, *size, 3), np.float32) + np.arange(n)[:, None, None, None]
+    return keys, jnp.asarray(images), jax.nn.one_hot(np.arange(n) % CLASSES, CLASSES)
+
+
+def partners(n):
+    return (np.arange(n) - n // 2) % n
+
+
+def test_nothing_is_mixed_without_parameters():
+    keys, images, targets = examples()
+    out, mixed = mix(keys, images, targets)
+    np.testing.assert_array_equal(out, images)
+    np.testing.assert_array_equal(mixed, targets)
+
+
+def test_mixup_blends_images_and_targets_by_one_share():
+    keys, images, targets = examples(600)
+    targets = jax.nn.one_hot(np.arange(600), 600)
+    out, mixed = (np.asarray(x) for x in mix(keys, images, targets, mixup=0.8))
+    shares = mixed[np.arange(600), np.arange(600)]
+    np.testing.assert_allclose(mixed[np.arange(600), partners(600)], 1 - shares, atol=1e-6)
+    np.testing.assert_allclose(mixed.sum(axis=1), 1.0, atol=1e-6)
+    expected = shares * np.arange(600) + (1 - shares) * partners(600)
+    np.testing.assert_allclose(
+        out, np.broadcast_to(expected[:, None, None, None], out.shape), atol=1e-3
+    )
+    assert stats.kstest(shares, stats.beta(0.8, 0.8).cdf).pvalue > 1e-3
+
+
+def test_cutmix_replaces_a_box_and_counts_what_is_left():
+    """timm: the box has sides sqrt(1 - share) of the image's, in whole pixels, halved down on both
+    sides of a centre anywhere, and is cut at the edges."""
+    keys, images, targets = examples(600)
+    targets = jax.nn.one_hot(np.arange(600), 600)
+    out, mixed = (np.asarray(x) for x in mix(keys, images, targets, cutmix=1.0))
+    whole = 0
+    for i, (image, target) in enumerate(zip(out, mixed, strict=True)):
+        replaced = image[..., 0] != i
+        assert (image[replaced] == partners(600)[i]).all()
+        rows, columns = np.flatnonzero(replaced.any(1)), np.flatnonzero(replaced.any(0))
+        if len(rows):
+            box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+            assert replaced[box].all()
+            # 12 x 10 pixels; inside, both sides are even and say the same share.
+            inside = rows[0] > 0 and rows[-1] < 11 and columns[0] > 0 and columns[-1] < 9
+            whole += inside
+            if inside:
+                assert len(rows) % 2 == 0 and len(columns) % 2 == 0
+                assert abs(len(rows) / 12 - len(columns) / 10) < 0.35
+        share = 1 - replaced.mean()
+        np.testing.assert_allclose(target[i], share, atol=1e-6)
+        np.testing.assert_allclose(target[partners(600)[i]], 1 - share, atol=1e-6)
+    assert whole > 50
+
+
+def test_either_of_both_by_the_switch():
+    keys, images, targets = examples(600)
+    out = np.asarray(mix(keys, images, targets, mixup=0.8, cutmix=1.0, switch=0.3)[0])
+    blended = (np.abs(out - out.round()) > 1e-3).any((1, 2, 3))
+    assert abs(blended.mean() - 0.7) < 0.08
+
+
+@pytest.mark.parametrize('accumulation', [2, 4])
+def test_microbatches_mix_as_the_whole_batch_does(accumulation):
+    """As the train step splits: row i goes to microbatch i mod A."""
+    keys, images, targets = examples(16)
+    options = dict(mixup=0.8, cutmix=1.0)
+    whole = mix(keys, images, targets, **options)
+    for part in range(accumulation):
+        rows = slice(part, None, accumulation)
+        micro = mix(keys[rows], images[rows], targets[rows], **options)
+        for mine, theirs in zip(micro, whole, strict=True):
+            np.testing.assert_allclose(mine, theirs[rows], atol=1e-6)
+
+
+@pytest.mark.parametrize('ways', [2, 8])
+def test_meshes_mix_as_one_device_does(ways):
+    keys, images, targets = examples(16)
+    mesh = jax.make_mesh((ways,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
+    place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
+    mixed = jax.jit(lambda *batch: mix(*batch, mixup=0.8, cutmix=1.0))
+    spread = mixed(*jax.device_put((keys, images, targets), place))
+    for mine, theirs in zip(spread, mixed(keys, images, targets), strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-6)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixed(Classification):
+    """Learns from mixed images."""
+
+    def loss(self, variables, batch, key, step):
+        targets = jax.nn.one_hot(batch['labels'], self.inputs.num_classes)
+        images, targets = mix(batch['keys'], batch['images'], targets, mixup=0.8, cutmix=1.0)
+        tokens = self.features(variables, images).tokens
+        logits = tokens.mean(axis=1) @ jax.random.normal(jax.random.key(0), (32, 10))
+        return optax.softmax_cross_entropy(logits, targets).mean(), {}, {}
+
+
+def test_training_on_mixed_images_is_the_same_in_any_layout(tiny_config):
+    found = []
+    for accumulation, mesh in ((1, {'data': 1}), (4, {'data': 2}), (2, {'data': 2, 'fsdp': 2})):
+        config = tiny_config('classification', accumulation=accumulation)
+        config.mesh.update(min_shard_size=64, **mesh)
+        run = experiment.from_config(config)
+        run = dataclasses.replace(run, objective=Mixed(head_scale=1.0))
+        program = Program.make(run, epoch_examples=64, fields=image_fields(10))
+        source = make_source(run.data, split='train')
+        batch = next(train_batches(source, run.data, seed=0, views=program.views))
+        state, step = program.init({}), program.trace().lower().compile()
+        _, metrics = step(state, sharding.put_batch(batch, program.mesh))
+        found.append([float(metrics[name]) for name in ('loss', 'grad_norm')])
+    np.testing.assert_allclose(found[1:], [found[0]] * 2, rtol=2e-4)
+
+
+def test_an_odd_number_has_no_pairs():
+    with pytest.raises(ValueError, match='7 is odd; set config.data.batch_size'):
+        mix(*examples(7), mixup=0.8)
