@@ -7,9 +7,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mim_jax.models.blocks import Linear, layer_norm, stacked_blocks
+from mim_jax.models.blocks import stacked_blocks
 from mim_jax.models.initializers import normal_token
 from mim_jax.models.positions import RelativePosition, sincos_table
+from mim_jax.models.tokenwise import Linear, layer_norm
 from mim_jax.models.vit import ViT
 
 

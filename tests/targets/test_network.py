@@ -60,9 +60,8 @@ def test_tokens_are_the_models_output_times_the_projection(teacher):
 def test_a_layer_is_what_the_model_says_after_that_block():
     teacher = Teacher(model=MODEL, layer=1)
     params = random_params(teacher)
-    expected = MODEL.apply(
-        {'params': params}, normalised(IMAGES, teacher.mean, teacher.std), layers=(1,)
-    ).layers[1]
+    images = normalised(IMAGES, teacher.mean, teacher.std)
+    expected = MODEL.apply({'params': params}, images, layers=(1,)).layers[1].tokens
     np.testing.assert_allclose(teacher.tokens(params, IMAGES), expected, atol=1e-5)
 
 
