@@ -24,7 +24,7 @@ BATCH = PartitionSpec(('data', 'fsdp'))
 # wins. Megatron's pattern: the first matrix of a pair by columns, the second by rows, so that each
 # pair needs one reduction.
 TENSOR_RULES = (
-    (r'attention/qkv/(kernel|bias)$', -2),  # [..., heads, head width]
+    (r'attention/(qkv|query|key|value)/(kernel|bias)$', -2),  # [..., heads, head width]
     (r'attention/out/kernel$', -3),  # [heads, head width, D]
     (r'mlp/fc1/(kernel|bias)$', -1),
     (r'mlp/fc2/kernel$', -2),

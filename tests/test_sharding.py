@@ -55,6 +55,16 @@ def test_impossible_axes(axes):
             (12, 4, 16, 64),
             P(None, 'tensor', None, 'fsdp'),
         ),
+        (
+            'params/decoder/blocks/cross_attention/key/kernel',
+            (8, 96, 4, 16),
+            P(None, 'fsdp', 'tensor', None),
+        ),
+        (
+            'params/decoder/blocks/cross_attention/out/kernel',
+            (8, 4, 16, 64),
+            P(None, 'tensor', None, 'fsdp'),
+        ),
         ('params/encoder/patch_embed/kernel', (768, 64), P('fsdp', None)),
         ('params/encoder/blocks/norm1/scale', (12, 64), P()),
         ('opt_state/0/mu/encoder/blocks/mlp/fc1/kernel', (12, 64, 256), P(None, 'fsdp', 'tensor')),

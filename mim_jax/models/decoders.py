@@ -7,9 +7,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mim_jax.models.blocks import Linear, layer_norm, stacked_blocks
+from mim_jax.models.blocks import Block, CrossBlock, stacked_blocks
 from mim_jax.models.initializers import normal_token
 from mim_jax.models.positions import RelativePosition, sincos_table
+from mim_jax.models.tokenwise import Linear, layer_norm
 from mim_jax.models.vit import ViT
 
 
@@ -61,11 +62,52 @@ class MAEDecoder:
         )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2, 3, 4))
-def _init(module, key, width, grid, features):
+@dataclasses.dataclass(frozen=True)
+class CrossDecoder(MAEDecoder):
+    """CroCo's decoder (Weinzaepfel et al., NeurIPS 2022): MAE's, whose blocks also attend to a
+    second image.
+
+    The tokens of both images go through the same `embed` and get the same positions. Parameters as
+    `MAEDecoder`, those of the blocks as in `CrossBlock`.
+    """
+
+    def init(self, key, tokens, *, grid, features):
+        return _init(self.module, key, tokens.shape[-1], tuple(grid), features, cross=True)
+
+    def apply(
+        self,
+        variables,
+        tokens,
+        *,
+        visible_ids,
+        grid,
+        features,
+        memory,
+        memory_grid=None,
+        class_token=None,
+    ):
+        """Predicts every patch of the first image as `MAEDecoder.apply` does.
+
+        memory [B,M,D]: all patch tokens of the second image, on `memory_grid` (h,w); None: `grid`.
+        """
+        return self.module.apply(
+            variables,
+            tokens,
+            visible_ids=visible_ids,
+            grid=tuple(grid),
+            features=features,
+            class_token=class_token,
+            memory=memory,
+            memory_grid=tuple(memory_grid or grid),
+        )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2, 3, 4), static_argnames='cross')
+def _init(module, key, width, grid, features, *, cross=False):
+    memory = {'memory': jnp.zeros((1, 1, width)), 'memory_grid': (1, 1)} if cross else {}
     ids = jnp.zeros((1, 1), jnp.int32)
     tokens = jnp.zeros((1, 1, width))
-    return module.init(key, tokens, visible_ids=ids, grid=grid, features=features)
+    return module.init(key, tokens, visible_ids=ids, grid=grid, features=features, **memory)
 
 
 def unshuffle(tokens, *, visible_ids, fill, num_tokens):
@@ -75,24 +117,42 @@ def unshuffle(tokens, *, visible_ids, fill, num_tokens):
 
 
 class Decoder(nn.Module):
-    """The Linen module of `MAEDecoder`; see there."""
+    """The Linen module of `MAEDecoder` and, with a memory, of `CrossDecoder`; see there."""
 
     config: MAEDecoder
 
     @nn.compact
-    def __call__(self, tokens, *, visible_ids, grid, features, class_token=None):
+    def __call__(
+        self,
+        tokens,
+        *,
+        visible_ids,
+        grid,
+        features,
+        class_token=None,
+        memory=None,
+        memory_grid=None,
+    ):
         c = self.config
         linear = functools.partial(Linear, initialization=c.initialization, dtype=c.dtype)
         embed = linear((c.width,), name='embed')
         mask_token = self.param('mask_token', normal_token, (c.width,))
+
+        def positions(grid):
+            return jnp.asarray(sincos_table(grid, c.width).reshape(-1, c.width), c.dtype)
+
         x = unshuffle(
             embed(tokens), visible_ids=visible_ids, fill=mask_token, num_tokens=grid[0] * grid[1]
         )
-        x += jnp.asarray(sincos_table(grid, c.width).reshape(-1, c.width), c.dtype)
+        x += positions(grid)
         if class_token is not None:
             x = jnp.concatenate([embed(class_token)[:, None], x], axis=1)
+        kind, context = Block, {}
+        if memory is not None:
+            kind, context = CrossBlock, {'memory': embed(memory) + positions(memory_grid)}
         x, _ = stacked_blocks(
             c.depth,
+            block=kind,
             scan=c.scan,
             remat=c.remat,
             heads=c.heads,
@@ -100,7 +160,7 @@ class Decoder(nn.Module):
             norm_eps=c.norm_eps,
             initialization=c.initialization,
             dtype=c.dtype,
-        )(x)
+        )(x, **context)
         if class_token is not None:
             x = x[:, 1:]
         x = layer_norm(c.norm_eps, c.dtype, 'norm')(x)

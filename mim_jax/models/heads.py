@@ -4,8 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mim_jax.models.blocks import Linear, layer_norm
 from mim_jax.models.initializers import kernel_init
+from mim_jax.models.tokenwise import Linear, layer_norm
 
 POOLINGS = ('mean', 'class_token')
 HIDDEN_ACTIVATIONS = {'relu': jax.nn.relu, 'tanh': jnp.tanh}

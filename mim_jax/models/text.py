@@ -7,8 +7,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mim_jax.models.blocks import ACTIVATIONS, layer_norm, stacked_blocks
+from mim_jax.models.blocks import stacked_blocks
 from mim_jax.models.initializers import kernel_init, normal_token
+from mim_jax.models.tokenwise import ACTIVATIONS, layer_norm
 
 
 @flax.struct.dataclass

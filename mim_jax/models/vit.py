@@ -2,24 +2,21 @@
 
 import dataclasses
 import functools
+import operator
+from typing import Any
 
 import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mim_jax.models.blocks import (
-    ACTIVATIONS,
-    REMAT_POLICIES,
-    Linear,
-    drop_path_factors,
-    layer_norm,
-    stacked_blocks,
-)
+from mim_jax.errors import UserError
+from mim_jax.models.attention import QKV_BIASES
+from mim_jax.models.blocks import REMAT_POLICIES, drop_path_factors, stacked_blocks
 from mim_jax.models.initializers import INITS, normal_token
 from mim_jax.models.patches import patch_grid, patchify
 from mim_jax.models.positions import LearnedPosition, RelativePosition, sincos_table
-from mim_jax.morphing import layerwise
+from mim_jax.models.tokenwise import ACTIVATIONS, Linear, layer_norm
 
 BLOCK_OPTIONS = (
     'scan',
@@ -37,7 +34,7 @@ CHOICES = {
     'position': ('sincos', 'learned', 'none'),
     'position_resize': ('bicubic', 'bicubic_antialias'),
     'relative_position': ('none', 'shared', 'per_block', 'both'),
-    'qkv_bias': ('all', 'qv', 'none'),
+    'qkv_bias': QKV_BIASES,
     'activation': tuple(ACTIVATIONS),
     'initialization': INITS,
     'remat': ('none', *REMAT_POLICIES),
@@ -50,16 +47,24 @@ class Encoded:
     """What the encoder returns, in its compute dtype.
 
     tokens [B,N,D] (patch tokens; [B,K,D] with visible_ids), class_token [B,D] or None, registers
-    [B,R,D] or None, layers: patch tokens [B,N|K,D] after the requested blocks, keyed by the number
-    of blocks passed (1 to depth), before the final norm. groups [B,N] int32: with tokens_per_block
-    the patches that were merged have the same number.
+    [B,R,D] or None. The rest is what was asked for, keyed by the number of the block (1 to depth):
+
+    layers: an `Encoded` of tokens, class token and registers after that block, before the final
+      norm.
+    attention: float32 [B,heads,N|K], the weights with which the class token attends to the patches
+      in that block; with those to itself and the registers they sum to one.
+    queries_keys: that block's queries and keys, each [B,S,heads,head width], of all tokens: class
+      token, registers, patches.
+    hook_state: the hook's state after the last block.
     """
 
     tokens: jax.Array
     class_token: jax.Array | None = None
     registers: jax.Array | None = None
-    layers: dict[int, jax.Array] = dataclasses.field(default_factory=dict)
-    groups: jax.Array | None = None
+    layers: dict[int, 'Encoded'] = dataclasses.field(default_factory=dict)
+    attention: dict[int, jax.Array] = dataclasses.field(default_factory=dict)
+    queries_keys: dict[int, tuple[jax.Array, jax.Array]] = dataclasses.field(default_factory=dict)
+    hook_state: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +75,7 @@ class ViT:
     patch_embed/{kernel [p*q*C,D], bias}, class_token [D], registers [R,D], mask_token [D],
     position/{patches [h,w,D], class_token [D]}, relative_position/{patches [2h-1,2w-1,heads],
     class_token [3,heads]}, pre_norm, blocks/{norm1, attention/{qkv,out}, layer_scale1, norm2,
-    mlp/{fc1,fc2}, layer_scale2, relative_position}, final_norm.
+    mlp/{fc1,fc2}, layer_scale2, relative_position, modulation}, final_norm.
     """
 
     patch_size: tuple[int, ...] = (16, 16)
@@ -93,6 +98,7 @@ class ViT:
     activation: str = 'gelu'
     norm_eps: float = 1e-6
     initialization: str = 'mae'
+    condition_width: int | None = None  # of what conditions the blocks' norms; None: plain norms
     grid: tuple[int, ...] | None = None  # position tables are stored for it; None: first image's
     scan: bool = True  # False: blocks unrolled (longer compilation, same parameters)
     remat: str = 'none'
@@ -119,8 +125,13 @@ class ViT:
         return VisionTransformer(self)
 
     @property
+    def prefix(self) -> int:
+        """How many tokens, class token and registers, come before the patches."""
+        return int(self.class_token) + self.num_registers
+
+    @property
     def block_options(self) -> dict:
-        """Arguments of `stacked_blocks` for blocks like this encoder's."""
+        """Arguments of `stacked_blocks` for blocks like this encoder's, without condition."""
         return {name: getattr(self, name) for name in BLOCK_OPTIONS}
 
     def init(self, key, images):
@@ -136,31 +147,62 @@ class ViT:
         visible_ids=None,
         drop_path_keys=None,
         layers=(),
-        tokens_per_block=None,
+        attention=(),
+        queries_keys=(),
+        condition=None,
+        hook=None,
     ) -> Encoded:
         """Encodes normalised images [B,H,W,C].
 
         mask [B,N] bool: hidden patches' embeddings become the mask token, before any position.
         visible_ids [B,K] int32: only these patches are encoded, positions added before the choice.
         drop_path_keys: typed keys [B] for drop path; None is deterministic.
-        layers: numbers of blocks (1 to depth) after which patch tokens are returned too.
-        tokens_per_block: int32 scalar, may be traced: so many tokens join others in every block
-        (`mim_jax.morphing.layerwise`); tokens of a group are returned equal.
+        layers, attention, queries_keys: numbers of blocks (1 to depth) of which these are returned
+          too, see `Encoded`.
+        condition [B,condition_width]: what the blocks' adaptive layer norm follows.
+        hook: a `mim_jax.models.hooks.Hook`: what is done to the tokens in every block.
         """
+        asked = {'layers': layers, 'attention': attention, 'queries_keys': queries_keys}
+        asked = {name: tuple(blocks) for name, blocks in asked.items()}
+        self._check(asked, condition)
         return self.module.apply(
             variables,
             images,
             mask=mask,
             visible_ids=visible_ids,
             drop_path_keys=drop_path_keys,
-            layers=tuple(layers),
-            tokens_per_block=tokens_per_block,
+            asked=asked,
+            condition=condition,
+            hook=hook,
         )
+
+    def _check(self, asked, condition):
+        """Raises ValueError for what this encoder cannot give, UserError for a useless field."""
+        for name, blocks in asked.items():
+            if not all(1 <= block <= self.depth for block in blocks):
+                raise ValueError(f'{name} = {blocks} is not among the blocks 1 to {self.depth}')
+        if asked['attention'] and not self.class_token:
+            raise ValueError(
+                'attention is that of the class token: it needs a model with class_token=True'
+            )
+        if condition is None and self.condition_width is not None:
+            raise UserError(
+                f'the model has condition_width = {self.condition_width}, but this method has '
+                'nothing to condition it on: set condition_width to None.'
+            )
+        if condition is not None and condition.shape[-1] != self.condition_width:
+            raise ValueError(
+                f'a condition of width {condition.shape[-1]} needs a model with that '
+                f'condition_width, not {self.condition_width}'
+            )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def _init(module, key, image_shape):
-    return module.init(key, jnp.zeros((1, *image_shape)), every_parameter=True)
+    width = module.config.condition_width
+    condition = None if width is None else jnp.zeros((1, width))
+    images = jnp.zeros((1, *image_shape))
+    return module.init(key, images, condition=condition, every_parameter=True)
 
 
 class VisionTransformer(nn.Module):
@@ -176,8 +218,9 @@ class VisionTransformer(nn.Module):
         mask=None,
         visible_ids=None,
         drop_path_keys=None,
-        layers=(),
-        tokens_per_block=None,
+        asked=None,
+        condition=None,
+        hook=None,
         every_parameter=False,
     ):
         c = self.config
@@ -193,33 +236,46 @@ class VisionTransformer(nn.Module):
         keep = None
         if drop_path_keys is not None and c.drop_path > 0:
             keep = drop_path_factors(drop_path_keys, rate=c.drop_path, depth=c.depth)
-        merge = None
-        if tokens_per_block is not None:
-            x = x, layerwise.start(x, tokens_per_block, num_registers=c.num_registers)
-            merge = functools.partial(
-                layerwise.merge_keys, class_token=c.class_token, num_registers=c.num_registers
-            )
-        x, outputs = stacked_blocks(
+        asked = asked or {}
+        carry, tapped = stacked_blocks(
             c.depth,
             **c.block_options,
-            collect=bool(layers),
+            condition_width=c.condition_width,
             relative=relative if c.relative_position in ('per_block', 'both') else None,
-            merge=merge,
-        )(x, keep=keep, bias=bias, visible_ids=visible_ids)
-        groups = None
-        if merge is not None:
-            x, state = x
-            groups = layerwise.patch_groups(state, class_token=c.class_token)
+            taps=tuple(name for name, blocks in asked.items() if blocks),
+        )(
+            x if hook is None else (x, hook.start(x)),
+            keep=keep,
+            bias=bias,
+            visible_ids=visible_ids,
+            condition=condition,
+            hook=hook,
+        )
+        x, state = (carry, None) if hook is None else carry
         if c.final_norm:
             x = layer_norm(c.norm_eps, c.dtype, 'final_norm')(x)
-        first = int(c.class_token)
-        prefix = first + c.num_registers
+
+        def chosen(name):
+            # What is tapped has a leading depth axis.
+            return {
+                block: jax.tree.map(operator.itemgetter(block - 1), tapped[name])
+                for block in asked.get(name, ())
+            }
+
+        return self.split(x).replace(
+            layers={block: self.split(x) for block, x in chosen('layers').items()},
+            attention={block: row[..., c.prefix :] for block, row in chosen('attention').items()},
+            queries_keys=chosen('queries_keys'),
+            hook_state=state,
+        )
+
+    def split(self, x):
+        """Tokens [B,S,D] as an `Encoded` of class token, registers and patches."""
+        c = self.config
         return Encoded(
-            tokens=x[:, prefix:],
+            tokens=x[:, c.prefix :],
             class_token=x[:, 0] if c.class_token else None,
-            registers=x[:, first:prefix] if c.num_registers else None,
-            layers={k: outputs[k - 1][:, prefix:] for k in layers},
-            groups=groups,
+            registers=x[:, c.prefix - c.num_registers : c.prefix] if c.num_registers else None,
         )
 
     def embed(self, images, grid, mask, visible_ids, every_parameter):

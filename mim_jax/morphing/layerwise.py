@@ -6,10 +6,13 @@ adds the logarithm of the size to the logits of a merged token, so that both for
 """
 
 import dataclasses
+from typing import Any
 
+import flax
 import jax.numpy as jnp
 
 from mim_jax.errors import UserError
+from mim_jax.models.hooks import Hook
 from mim_jax.morphing.average import morph
 from mim_jax.morphing.base import Grouping
 from mim_jax.morphing.bipartite_features import match
@@ -43,50 +46,53 @@ class Layerwise(Grouping):
         return f'{min(schedule[0], num_tokens)} tokens to merge in the teacher'
 
 
-def start(tokens, tokens_per_block, *, num_registers):
-    """What `merge_keys` carries from block to block, before the first, for tokens [B,S,D]."""
-    batch, length, _ = tokens.shape
-    length -= num_registers
-    groups = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch, length))
-    return groups, jnp.int32(length), jnp.asarray(tokens_per_block, jnp.int32)
+@flax.struct.dataclass
+class TokenMerging(Hook):
+    """One merging in every block, between attention and MLP: its tokens are means of their groups.
 
+    The mean over heads of a block's keys is matched, by the rule of `bipartite_groups`, the class
+    token protected. The state: groups [B,S - num_registers] int32 of class token and patches so
+    far, and their number.
 
-def merge_keys(tokens, keys, state, *, class_token, num_registers):
-    """One block's merging, between attention and MLP.
-
-    Args:
-      tokens: [B,S,D]: class token (if `class_token`), registers, patches.
-      keys: [B,S,heads,head width] of the block's attention; their mean over heads is matched, by
-        the rule of `bipartite_groups`, the class token protected.
-      state: groups [B,S - num_registers] int32 of class token and patches so far, their number,
-        and how many join in each block.
-
-    Returns:
-      tokens, each the mean of its group, and the new state.
+    tokens_per_block: int32 scalar, may be traced: how many tokens join in each block.
+    class_token, num_registers: what stands before the patches.
     """
-    groups, live, tokens_per_block = state
-    protected = int(class_token)
-    first, registers, patches = jnp.split(tokens, [protected, protected + num_registers], axis=1)
-    tokens = jnp.concatenate([first, patches], axis=1)
-    keys = jnp.mean(keys.astype(jnp.float32), axis=2)
-    keys = jnp.concatenate([keys[:, :protected], keys[:, protected + num_registers :]], axis=1)
 
-    # Tokens of a group have one key: the first of them speaks for all.
-    index = jnp.arange(groups.shape[1])
-    speaker = jnp.argmax(groups[:, None, :] == index[None, :, None], axis=-1)
-    features = jnp.take_along_axis(keys, speaker[..., None], axis=1)
-    merges = jnp.minimum(tokens_per_block, (live - protected) // 2)
-    position = match(features, live=live, merges=merges, protected=jnp.int32(protected))
-    # A list in which nothing joins keeps its order.
-    groups = jnp.where(merges > 0, jnp.take_along_axis(position, groups, axis=1), groups)
+    tokens_per_block: Any
+    class_token: bool = flax.struct.field(pytree_node=False)
+    num_registers: int = flax.struct.field(pytree_node=False)
 
-    tokens = morph(tokens, groups).astype(tokens.dtype)
-    first, patches = tokens[:, :protected], tokens[:, protected:]
-    tokens = jnp.concatenate([first, registers, patches], axis=1)
-    return tokens, (groups, live - merges, tokens_per_block)
+    def start(self, tokens):
+        batch, length, _ = tokens.shape
+        length -= self.num_registers
+        groups = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch, length))
+        return groups, jnp.int32(length)
 
+    def between(self, tokens, keys, state, index):
+        groups, live = state
+        protected = int(self.class_token)
+        prefix = protected + self.num_registers
+        first, registers, patches = jnp.split(tokens, [protected, prefix], axis=1)
+        tokens = jnp.concatenate([first, patches], axis=1)
+        keys = jnp.mean(keys.astype(jnp.float32), axis=2)
+        keys = jnp.concatenate([keys[:, :protected], keys[:, prefix:]], axis=1)
 
-def patch_groups(state, *, class_token):
-    """Groups [B,N] int32 of the patches, 0..N-1, from the state after the last block."""
-    protected = int(class_token)
-    return state[0][:, protected:] - protected  # group 0 is the class token's
+        # Tokens of a group have one key: the first of them speaks for all.
+        numbers = jnp.arange(groups.shape[1])
+        speaker = jnp.argmax(groups[:, None, :] == numbers[None, :, None], axis=-1)
+        features = jnp.take_along_axis(keys, speaker[..., None], axis=1)
+        per_block = jnp.asarray(self.tokens_per_block, jnp.int32)
+        merges = jnp.minimum(per_block, (live - protected) // 2)
+        position = match(features, live=live, merges=merges, protected=jnp.int32(protected))
+        # A list in which nothing joins keeps its order.
+        groups = jnp.where(merges > 0, jnp.take_along_axis(position, groups, axis=1), groups)
+
+        tokens = morph(tokens, groups).astype(tokens.dtype)
+        first, patches = tokens[:, :protected], tokens[:, protected:]
+        tokens = jnp.concatenate([first, registers, patches], axis=1)
+        return tokens, (groups, live - merges)
+
+    def groups(self, state):
+        """Groups [B,N] int32 of the patches: those that were merged have the same number."""
+        protected = int(self.class_token)
+        return state[0][:, protected:] - protected  # group 0 is the class token's

@@ -89,14 +89,14 @@ class Objective:
         visible: jax.Array | None = None,
         mask: jax.Array | None = None,
         keys: jax.Array | None = None,
-        layers: tuple[int, ...] = (),
+        **taps: Any,
     ) -> Encoded:
         """What the encoder makes of images [B,H,W,C] in [0, 1]; see `ViT.apply`.
 
         params: the trained parameters or an average of them, with the part `encoder`. visible:
         [B,K] int32, the only patches that are encoded. mask: [B,N] bool, patches behind the mask
-        token. keys: typed keys [B] for drop path, None: deterministic. layers: blocks
-        whose tokens are returned too.
+        token. keys: typed keys [B] for drop path, None: deterministic. taps: `layers`, `attention`
+        and `queries_keys` of chosen blocks, and a `condition` or `hook`.
         """
         return self.encoder.apply(
             {'params': params['encoder']},
@@ -104,7 +104,7 @@ class Objective:
             visible_ids=visible,
             mask=mask,
             drop_path_keys=keys,
-            layers=layers,
+            **taps,
         )
 
     def mask(self, variables: Variables, batch: Batch, step: jax.Array) -> jax.Array | None:

@@ -18,9 +18,10 @@ from mim_jax.config import choice
 from mim_jax.errors import UserError
 from mim_jax.inputs import Inputs
 from mim_jax.masking import MASKINGS, hidden_ids
-from mim_jax.models.blocks import drop_path_factors, layer_norm
+from mim_jax.models.blocks import drop_path_factors
 from mim_jax.models.decoders import PatchAggregation
 from mim_jax.models.heads import TokenHead
+from mim_jax.models.tokenwise import layer_norm
 from mim_jax.models.vit import ViT
 from mim_jax.morphing import Morphing
 from mim_jax.objectives.base import Batch, Objective, Variables
@@ -136,7 +137,7 @@ class BEiTv2(Targeted):
                 # The branch continues from its layer with the rates of the blocks that follow.
                 places = self.branch_layer + jnp.arange(self.branch_depth)
                 keep = keep[jnp.minimum(places, self.encoder.depth - 1)]
-            tokens = [encoded.class_token[:, None], encoded.layers[self.branch_layer]]
+            tokens = [encoded.class_token[:, None], encoded.layers[self.branch_layer].tokens]
             branch = self._branch().apply(
                 {'params': params['branch']},
                 jnp.concatenate(tokens, axis=1),

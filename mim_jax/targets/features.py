@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from mim_jax.data.augment import normalize
 from mim_jax.models.patches import patch_grid
 from mim_jax.morphing import merges_per_step
+from mim_jax.morphing.layerwise import TokenMerging
 
 
 def network_tokens(params, images, *, model, layer=None, num_merged=None):
@@ -26,16 +27,17 @@ def network_tokens(params, images, *, model, layer=None, num_merged=None):
     if layer is not None:
         params['blocks'] = jax.tree.map(lambda stacked: stacked[:layer], params['blocks'])
         model = dataclasses.replace(model, depth=layer, final_norm=False, drop_path=0.0)
-    per_block = None
+    hook = None
     if num_merged is not None:
         num_tokens = math.prod(patch_grid(images.shape[1:3], model.patch_size))
         per_block = merges_per_step(num_merged, model.depth, num_tokens=num_tokens)
-    encoded = model.apply({'params': params}, images, tokens_per_block=per_block)
+        hook = TokenMerging(per_block, model.class_token, model.num_registers)
+    encoded = model.apply({'params': params}, images, hook=hook)
     tokens = encoded.tokens
     if projection is not None:
         tokens = tokens @ projection['kernel'].astype(tokens.dtype)
     tokens = jax.lax.stop_gradient(tokens.astype(jnp.float32))
-    return tokens if num_merged is None else (tokens, encoded.groups)
+    return tokens if hook is None else (tokens, hook.groups(encoded.hook_state))
 
 
 def network_input(images, *, size, mean, std):

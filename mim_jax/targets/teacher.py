@@ -125,17 +125,23 @@ class Teacher(FrozenNetwork):
         *,
         layers: tuple[int, ...] = (),
         attention: tuple[int, ...] = (),
+        queries_keys: tuple[int, ...] = (),
     ) -> Encoded:
         """Output and taps of the teacher for images [B,H,W,C] in [0, 1], float32, no gradient.
 
-        layers, attention: numbers of blocks (1 to depth), see `ViT.apply`. Patch tokens and
-        attention to patches are at the student's patches, resampled where the teacher's grid is
-        another; the output (tokens and class token) is projected where the teacher projects.
+        layers, attention, queries_keys: numbers of blocks (1 to depth), see `ViT.apply`. Patch
+        tokens and attention to patches are at the student's patches, resampled where the teacher's
+        grid is another (queries and keys stay on its own); the output (tokens and class token) is
+        projected where the teacher projects.
         """
         params = dict(params)
         projection = params.pop('projection', None)
         encoded = self.model.apply(
-            {'params': params}, self.input(images), layers=layers, attention=attention
+            {'params': params},
+            self.input(images),
+            layers=layers,
+            attention=attention,
+            queries_keys=queries_keys,
         )
         encoded = jax.tree.map(lambda x: jax.lax.stop_gradient(x.astype(jnp.float32)), encoded)
         if projection is not None:

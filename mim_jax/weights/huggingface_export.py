@@ -63,6 +63,7 @@ def _limits(encoder, kind):
     limits = [
         (model.patch_size[0] == model.patch_size[1], 'square patches'),
         (model.class_token, 'a class token'),
+        (model.condition_width is None, 'no condition_width'),
     ]
     if kind == 'clip_vision_model':
         limits += [

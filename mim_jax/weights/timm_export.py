@@ -86,9 +86,11 @@ def _limits(encoder, beit):
             (model.final_norm, 'a final norm in its class Beit'),
             (model.activation == 'gelu', "activation 'gelu' in its class Beit"),
             (model.norm_eps <= 1e-6, 'norm_eps 1e-6 in its class Beit'),
+            (model.condition_width is None, 'no condition_width in its class Beit'),
         ]
     return [
         (model.norm_eps <= 1e-6 or model.norm_eps == 1e-5, 'norm_eps 1e-6 or 1e-5'),
+        (model.condition_width is None, 'no condition_width'),
         (
             not (model.pre_norm and model.patch_bias),
             'no patch bias with a norm before the blocks',

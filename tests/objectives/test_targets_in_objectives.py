@@ -44,7 +44,7 @@ def test_average_of_the_student_on_whole_images(tiny_config):
     whole = objective.encoder.apply(
         {'params': variables['params']['encoder']}, objective.inputs.normalize(images), layers=(1,)
     )
-    np.testing.assert_allclose(target, whole.layers[1], atol=1e-5)
+    np.testing.assert_allclose(target, whole.layers[1].tokens, atol=1e-5)
     assert np.isfinite(loss)
 
 

@@ -81,7 +81,7 @@ def compare_blocks(vit, params, hidden_states, *, images, **options):
     )
     prefix = vit.class_token + vit.num_registers
     for k in layers:
-        compare(encoded.layers[k], hidden_states[k][:, prefix:])
+        compare(encoded.layers[k].tokens, hidden_states[k][:, prefix:])
     return encoded
 
 

@@ -211,7 +211,9 @@ def test_what_is_imported_from_timm_is_exported_identically(options, tmp_path):
         ({'class_token': False}, 'huggingface', 'transformers cannot hold .* a class token'),
         ({'patch_size': (8, 4)}, 'huggingface', 'square patches'),
         ({'relative_position': 'both', 'qkv_bias': 'qv'}, 'huggingface', 'a square grid'),
+        ({'condition_width': 4}, 'huggingface', 'no condition_width'),
         ({'pre_norm': True}, 'timm', 'no patch bias'),
+        ({'condition_width': 4}, 'timm', 'no condition_width'),
         ({'norm_eps': 1e-3}, 'timm', 'norm_eps 1e-6 or 1e-5'),
     ],
 )

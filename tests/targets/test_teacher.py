@@ -58,9 +58,8 @@ def test_tokens_are_the_models_output_times_the_projection(teacher):
 def test_a_layer_is_what_the_model_says_after_that_block():
     teacher = Teacher(model=MODEL, layer=1).bind(STUDENT, INPUTS)
     params = random_params(teacher)
-    expected = MODEL.apply(
-        {'params': params}, normalised(IMAGES, teacher.mean, teacher.std), layers=(1,)
-    ).layers[1]
+    images = normalised(IMAGES, teacher.mean, teacher.std)
+    expected = MODEL.apply({'params': params}, images, layers=(1,)).layers[1].tokens
     np.testing.assert_allclose(teacher.tokens(params, IMAGES), expected, atol=1e-5)
 
 
@@ -195,3 +194,35 @@ def test_a_size_is_height_and_width():
     for kind in (Teacher, Tokenizer):
         with pytest.raises(ValueError, match='height, width'):
             kind(input_size=(48,))
+
+
+def test_taps_are_those_of_the_network_at_the_students_patches(teacher):
+    """Same grid: as they are; a finer teacher: each patch the mean of those below it (a ramp's)."""
+    params = teacher.load()
+    asked = {'layers': (1, 2), 'attention': (2,), 'queries_keys': (1,)}
+    encoded = jax.jit(lambda p, x: teacher.encode(p, x, **asked))(params, IMAGES)
+    own = {k: v for k, v in params.items() if k != 'projection'}
+    seen = normalised(IMAGES, teacher.mean, teacher.std)
+    expected = MODEL.apply({'params': own}, seen, **asked)
+    kernel = params['projection']['kernel']
+    np.testing.assert_allclose(encoded.tokens, expected.tokens @ kernel, atol=1e-4)
+    np.testing.assert_allclose(encoded.class_token, expected.class_token @ kernel, atol=1e-4)
+    for block in (1, 2):
+        for found, true in (
+            (encoded.layers[block].tokens, expected.layers[block].tokens),
+            (encoded.layers[block].class_token, expected.layers[block].class_token),
+        ):
+            np.testing.assert_allclose(found, true, atol=1e-5)
+    np.testing.assert_allclose(encoded.attention[2], expected.attention[2], atol=1e-6)
+    np.testing.assert_allclose(encoded.queries_keys[1][0], expected.queries_keys[1][0], atol=1e-5)
+
+    fine = dataclasses.replace(teacher, input_size=(16, 24))
+    coarse = fine.encode(params, IMAGES, **asked)
+    assert coarse.layers[1].tokens.shape == (2, 6, 16) and coarse.attention[2].shape == (2, 2, 6)
+    alone = fine.bind(dataclasses.replace(STUDENT, patch_size=(2, 2)), INPUTS)
+    every = alone.encode(params, IMAGES, **asked)
+    weights = np.asarray(every.attention[2]).swapaxes(1, 2)
+    pooled = resample_tokens(weights, (4, 6), (2, 3)).swapaxes(1, 2)
+    np.testing.assert_allclose(coarse.attention[2], pooled, atol=1e-6)
+    gradient = jax.grad(lambda x: teacher.encode(params, x, **asked).layers[1].tokens.sum())
+    assert not np.any(gradient(jnp.asarray(IMAGES)))
