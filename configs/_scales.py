@@ -1,6 +1,6 @@
 """Three sizes of a method: `vitb` (ImageNet-1K, the paper's), `cifar10`, `embedded`.
 
-Not a config of its own: mae_clip.py, vqkd.py, beitv2.py and byol.py take a size as their argument.
+Not a config of its own: the methods' configs take a size as their argument.
 """
 
 from dtm_cifar10 import get_config as cifar10
@@ -23,11 +23,16 @@ PLAIN = dict(
 SHARED = ('data', 'model', 'optimizer', 'train', 'checkpoint', 'eval', 'log')
 
 
+def at(sizes, scale):
+    """sizes[scale]; a ValueError names the sizes there are."""
+    if scale not in sizes:
+        raise ValueError(f'the argument is one of {", ".join(sizes)}, not {scale!r}')
+    return sizes[scale]
+
+
 def scaled(objective, scale):
     """(config of an objective in the size of the DTM config of that scale, that one's teacher)."""
-    if scale not in SCALES:
-        raise ValueError(f'the argument is one of {", ".join(SCALES)}, not {scale!r}')
-    dtm = SCALES[scale]()
+    dtm = at(SCALES, scale)()
     config = default_config(objective)
     for section in SHARED:
         config[section] = dtm[section]

@@ -5,18 +5,18 @@
         --config.objective.target.weights=runs/cifar10_teacher \\
         --config.objective.target.model.depth=6
 
-DIR as in mae_cifar10.py. It plays the part that CLIP plays at full scale: a teacher that has seen
+DIR as in mae.py:cifar10. It plays the part that CLIP plays at full scale: a teacher that has seen
 other supervision than the student.
 """
 
-from mae_cifar10 import get_config as mae
+import _data
 
 from mim_jax.experiment import default_config
 
 
 def get_config():
     config = default_config('classification')
-    config.data = mae().data
+    _data.cifar10(config)
     config.data.batch_size = 128
     config.data.colors.update(brightness=0.4, contrast=0.4, saturation=0.4)
     config.model.update(patch_size=(4, 4), width=192, depth=6, heads=3, drop_path=0.05)

@@ -1,7 +1,7 @@
 """Dynamic Token Morphing on CIFAR-10 from a teacher of ours: 32x32 images, patches of 4, a small
 ViT.
 
-    python -m mim_jax.main --config=configs/mae_cifar10.py --config.data.source.path=DIR
+    python -m mim_jax.main --config=configs/mae.py:cifar10 --config.data.source.path=DIR
     python -m mim_jax.main --config=configs/dtm_cifar10.py --config.data.source.path=DIR
 
 The teacher is the work directory of the first command (`runs/mae_cifar10`); with
@@ -9,14 +9,15 @@ The teacher is the work directory of the first command (`runs/mae_cifar10`); wit
 for example.
 """
 
-from mae_cifar10 import get_config as mae
+import _data
 
 from mim_jax.experiment import default_config
 
 
 def get_config():
     config = default_config('dtm')
-    config.data = mae().data
+    _data.cifar10(config)
+    config.data.batch_size = 512
     config.model.update(
         patch_size=(4, 4),
         width=192,

@@ -8,18 +8,16 @@ arXiv 2401.00254.
 
 FILE_OR_DIR holds CLIP ViT-B/16, as `transformers` or open_clip store it. Another teacher of
 `_teachers.py` is the config's argument: `--config=configs/dtm_vitb.py:dino_vitb16`.
-Data: `tfds build imagenet2012 --file_format=array_record` once, or class sub-folders with
-`--config.data.source.name=folder --config.data.source.path=DIR`.
+Data: `_data.py`.
 Where paper and code leave a value to the run (second beta, warm-up length, smallest crop) it is
 BEiT v2's for 300 epochs.
 Published result: 85.4 top-1 after fine-tuning on ImageNet-1K. This config has not been run to the
 end by this project; its cost has not been measured.
 """
 
+import _data
 from _teachers import set_teacher
 
-from mim_jax.config import option
-from mim_jax.data import SOURCES
 from mim_jax.experiment import default_config
 
 
@@ -43,16 +41,9 @@ def get_config(teacher='clip_vitb16'):
     config.objective.masking.update(num_masked=75, min_block=16)
     set_teacher(config, teacher)
 
-    config.data.source = option(SOURCES, 'tfds', dataset='imagenet2012')
-    config.data.update(
-        eval_split='validation',
-        image_size=(224, 224),
-        batch_size=2048,
-        flip=0.5,
-        workers=16,
-    )
+    _data.imagenet(config)
+    config.data.batch_size = 2048
     config.data.colors.update(brightness=0.4, contrast=0.4, saturation=0.4)
-    config.data.crop.update(scale=(0.2, 1.0), interpolation='bicubic')
     config.optimizer.update(
         learning_rate=1.5e-3,
         scaling='sqrt',

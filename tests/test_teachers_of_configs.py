@@ -27,8 +27,8 @@ PUBLISHED = {
 def test_its_size_is_the_published_one(name):
     run = experiment.from_config(config.load(f'{CONFIGS / "dtm_vitb.py"}:{name}'))
     inputs = experiment.make_inputs(run, fields=image_fields(1000))
-    teacher = run.objective.target
-    params = jax.eval_shape(lambda: teacher.init(jax.random.key(0), inputs))
+    teacher = run.objective.target.bind(run.model, inputs)
+    params = jax.eval_shape(lambda: teacher.init(jax.random.key(0)))
     millions = sum(x.size for x in jax.tree.leaves(params)) / 1e6
     assert millions == pytest.approx(PUBLISHED[name], abs=0.01)
     assert teacher.weights == f'teachers/{name}' and teacher.model.dtype == 'bfloat16'

@@ -1,22 +1,25 @@
-"""SimMIM, ViT-B/16, ImageNet-1K, 800 epochs.
+"""SimMIM: ViT-B/16 on ImageNet-1K for 800 epochs, or smaller.
 
 Paper: Xie et al., "SimMIM: A Simple Framework for Masked Image Modeling", CVPR 2022, arXiv
 2111.09886.
 
-    python -m mim_jax.main --config=configs/simmim_vitb.py
+    python -m mim_jax.main --config=configs/simmim.py
+    python -m mim_jax.main --config=configs/simmim.py:cifar10 --config.data.source.path=DIR
+    python -m mim_jax.main --config=configs/simmim.py:embedded
 
-Data: as in dtm_vitb.py. The released README gives the batch of 2048 for Swin-B; ViT-B's is not
+Data: `_data.py`. The released README gives the batch of 2048 for Swin-B; ViT-B's is not
 stated, and this config takes the same. Published result: 83.8 top-1 after fine-tuning on
-ImageNet-1K. This config has not been run to the end by this project; its cost has not been
-measured.
+ImageNet-1K. This config has not been run to the end at the large size by this project; its cost has
+not been measured. The smaller sizes are those of the DTM configs.
 """
 
-from mim_jax.config import option
-from mim_jax.data import SOURCES
+import _data
+from _scales import scaled
+
 from mim_jax.experiment import default_config
 
 
-def get_config():
+def vitb():
     config = default_config('simmim')
     config.model.update(
         patch_size=(16, 16),
@@ -33,15 +36,9 @@ def get_config():
         remat='full',
     )
     config.objective.masking.ratio = 0.6
-    config.data.source = option(SOURCES, 'tfds', dataset='imagenet2012')
-    config.data.update(
-        eval_split='validation',
-        image_size=(224, 224),
-        batch_size=2048,
-        flip=0.5,
-        workers=16,
-    )
-    config.data.crop.update(scale=(0.67, 1.0), interpolation='bicubic')
+    _data.imagenet(config)
+    config.data.batch_size = 2048
+    config.data.crop.scale = (0.67, 1.0)
     config.optimizer.update(
         learning_rate=1e-4,
         scaling='linear',
@@ -61,3 +58,14 @@ def get_config():
     config.eval.every_epochs = 50.0
     config.log.pictures_every_epochs = 10.0
     return config
+
+
+def small(scale):
+    config, _ = scaled('simmim', scale)
+    if scale == 'cifar10':
+        config.model.update(relative_position='shared', qkv_bias='all')
+    return config
+
+
+def get_config(scale='vitb'):
+    return vitb() if scale == 'vitb' else small(scale)
