@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from mim_jax import experiment, flops, sharding
+from mim_jax import assembly, experiment, flops, sharding
 from mim_jax.checkpoints import FROZEN
 from mim_jax.clock import Clock
 from mim_jax.data import Field, Views
@@ -37,9 +37,9 @@ class Program:
         them by default).
         """
         mesh = sharding.make_mesh(run.mesh, devices)
-        clock = experiment.make_clock(run, epoch_examples)
-        objective = experiment.make_objective(run, fields=fields, clock=clock)
-        step = experiment.make_train_step(run, objective, clock, mesh)
+        clock = assembly.make_clock(run, epoch_examples)
+        objective = assembly.make_objective(run, fields=fields, clock=clock)
+        step = assembly.make_train_step(run, objective, clock, mesh)
         return cls(run, mesh, clock, objective, step)
 
     @property
@@ -61,7 +61,7 @@ class Program:
     @functools.cached_property
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes, dtypes and shardings of a global batch as read."""
-        batch = experiment.batch_struct(self.run, self.objective)
+        batch = assembly.batch_struct(self.run, self.objective)
         place = sharding.batch_sharding(self.mesh)
         return {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=place) for k, v in batch.items()}
 
@@ -79,7 +79,7 @@ class Program:
         if run == self.run:
             return flops.matmul_flops(traced.jaxpr)
         fields = self.objective.inputs.fields
-        objective = experiment.make_objective(run, fields=fields, clock=self.clock)
+        objective = assembly.make_objective(run, fields=fields, clock=self.clock)
         step = dataclasses.replace(self.step, objective=objective)
         return flops.matmul_flops(jax.make_jaxpr(step)(self.abstract_state, self.abstract_batch))
 

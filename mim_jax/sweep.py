@@ -148,16 +148,16 @@ def _built(
     """The run of a config, and its length. The objective is bound, and where `read` is set its data
     and weights are looked at, as the run would do it first; otherwise the length is None.
     """
-    from mim_jax import data, experiment
+    from mim_jax import assembly, data, experiment
 
     config = configs.override(configs.load(base), experiment.Experiment, list(assignments))
     run = experiment.from_config(config)
-    objective = experiment.make_objective(run, fields=run.data.source.assumed_fields())
+    objective = assembly.make_objective(run, fields=run.data.source.assumed_fields())
     if not read:
         return run, None
     source = data.make_source(run.data, split=run.data.split)
     objective.pretrained()
-    return run, experiment.make_clock(run, len(source)).total_steps
+    return run, assembly.make_clock(run, len(source)).total_steps
 
 
 def read_table(path: str) -> tuple[str, dict[str, dict[str, str]]]:

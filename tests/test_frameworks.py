@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from mim_jax import config, experiment, main, runs
+from mim_jax import assembly, config, experiment, main, runs
 from mim_jax.data import image_fields
 
 CONFIGS = Path(__file__).parent.parent / 'configs'
@@ -88,7 +88,7 @@ def test_another_tokenizer_than_the_config_says_is_told(train, capsys):
 @pytest.mark.parametrize('method', ['mae_clip', 'vqkd', 'beitv2', 'byol'])
 def test_every_size_builds(method, scale):
     run = experiment.from_config(config.load(f'{CONFIGS / method}.py:{scale}'))
-    objective = experiment.make_objective(run, fields=image_fields(10))
+    objective = assembly.make_objective(run, fields=image_fields(10))
     shapes = jax.eval_shape(objective.init, jax.random.key(0), experiment.image_struct(run))
     assert shapes['params']['encoder']['blocks']['norm1']['scale'].shape[0] == run.model.depth
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from mim_jax import config, experiment
+from mim_jax import assembly, config, experiment
 from mim_jax.data import image_fields
 
 CONFIGS = Path(__file__).parent.parent / 'configs'
@@ -26,7 +26,7 @@ PUBLISHED = {
 @pytest.mark.parametrize('name', PUBLISHED)
 def test_its_size_is_the_published_one(name):
     run = experiment.from_config(config.load(f'{CONFIGS / "dtm_vitb.py"}:{name}'))
-    inputs = experiment.make_inputs(run, fields=image_fields(1000))
+    inputs = assembly.make_inputs(run, fields=image_fields(1000))
     teacher = run.objective.target.bind(run.model, inputs)
     params = jax.eval_shape(lambda: teacher.init(jax.random.key(0)))
     millions = sum(x.size for x in jax.tree.leaves(params)) / 1e6

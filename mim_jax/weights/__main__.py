@@ -71,7 +71,8 @@ def random(config, out, assignments=(), *, seed=0, dtype='float32'):
     """Writes random weights for the teacher of the config file `config` to `out`."""
     import jax
 
-    from mim_jax.experiment import Experiment, from_config, make_inputs
+    from mim_jax.assembly import make_inputs
+    from mim_jax.experiment import Experiment, from_config
     from mim_jax.targets import Teacher
     from mim_jax.weights import native
 

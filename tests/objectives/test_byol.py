@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from mim_jax import experiment, keys
+from mim_jax import assembly, experiment, keys
 from mim_jax.data import Colors, DataConfig, batch_spec, image_fields
 
 IMAGES = jax.random.uniform(jax.random.key(1), (4, 32, 32, 3))
@@ -20,7 +20,7 @@ def prepared():
     config.train.total_steps = 1
     config.train.ema.decay = 0.9
     run = experiment.from_config(config)
-    objective = experiment.make_objective(run, fields=image_fields(10))
+    objective = assembly.make_objective(run, fields=image_fields(10))
     first, second = (objective.init(jax.random.key(i), IMAGES)['params'] for i in (2, 3))
     return objective, {'params': first, 'ema': second}
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from mim_jax import experiment, keys
+from mim_jax import assembly, experiment, keys
 from mim_jax.data import image_fields
 
 
@@ -21,7 +21,7 @@ def prepared(tiny_config):
         config.model.drop_path = 0.0
         change(config)
         run = experiment.from_config(config)
-        objective = experiment.make_objective(run, fields=image_fields(10))
+        objective = assembly.make_objective(run, fields=image_fields(10))
         images = jax.random.uniform(jax.random.key(1), (3, 32, 32, 3))
         variables = objective.init(jax.random.key(2), images)
         key = jax.random.key(3)

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
+from mim_jax import assembly, experiment, keys
 from mim_jax import config as configs
-from mim_jax import experiment, keys
 from mim_jax.data import image_fields
 from mim_jax.errors import UserError
 from mim_jax.losses import standardize_tokens
@@ -17,7 +17,7 @@ from mim_jax.morphing import GROUPINGS
 def make(config, **assignments):
     given = [(f'objective.{name}', value) for name, value in assignments.items()]
     run = experiment.from_config(configs.override(config, experiment.Experiment, given))
-    return experiment.make_objective(run, fields=image_fields(10))
+    return assembly.make_objective(run, fields=image_fields(10))
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
+from mim_jax import assembly, experiment, keys
 from mim_jax import config as configs
-from mim_jax import experiment, keys
 from mim_jax.data import image_fields
 from mim_jax.errors import UserError
 from mim_jax.program import Program
@@ -17,7 +17,7 @@ def make(config, *assignments):
 
 
 def loss_and_target(run, **collections):
-    objective = experiment.make_objective(run, fields=image_fields(10))
+    objective = assembly.make_objective(run, fields=image_fields(10))
     images = jax.random.uniform(jax.random.key(0), (2, 32, 32, 3))
     variables = objective.init(jax.random.key(1), images)
     for name, of in collections.items():
@@ -38,7 +38,7 @@ def test_average_of_the_student_on_whole_images(tiny_config):
     config = tiny_config('mae', ema={'decay': 0.9})
     run = make(config, ('objective.target.name', 'ema'), ('objective.target.layer', '1'))
     loss, target = loss_and_target(run, ema='params')
-    objective = experiment.make_objective(run, fields=image_fields(10))
+    objective = assembly.make_objective(run, fields=image_fields(10))
     images = jax.random.uniform(jax.random.key(0), (2, 32, 32, 3))
     variables = objective.init(jax.random.key(1), images)
     whole = objective.encoder.apply(
@@ -57,7 +57,7 @@ def test_average_needs_its_decay(tiny_config):
 def test_mask_token_is_asked_for(tiny_config):
     run = make(tiny_config('simmim'), ('model.mask_token', 'false'))
     with pytest.raises(UserError, match='config.model.mask_token'):
-        experiment.make_objective(run, fields=image_fields(10))
+        assembly.make_objective(run, fields=image_fields(10))
 
 
 def test_classification_without_labels(tiny_config):
@@ -73,7 +73,7 @@ def test_weight_decay_and_layers(tiny_config):
         ('model.layer_scale', '0.1'),
         ('model.qkv_bias', 'qv'),
     )
-    objective = experiment.make_objective(run, fields=image_fields(10))
+    objective = assembly.make_objective(run, fields=image_fields(10))
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), np.uint8)
     params = jax.eval_shape(objective.init, jax.random.key(0), images)['params']
     decayed = objective.weight_decayed(params)

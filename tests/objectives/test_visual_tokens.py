@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from mim_jax import experiment, keys
+from mim_jax import assembly, experiment, keys
 from mim_jax.data import image_fields
 from mim_jax.errors import UserError
 from mim_jax.objectives import BEiTv2
@@ -14,7 +14,7 @@ SMALL = dict(patch_size=(8, 8), width=16, depth=1, heads=2)
 
 
 def bound(config):
-    return experiment.make_objective(experiment.from_config(config), fields=image_fields(10))
+    return assembly.make_objective(experiment.from_config(config), fields=image_fields(10))
 
 
 def batch_of(images):

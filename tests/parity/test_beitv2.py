@@ -15,7 +15,7 @@ os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
 torch = pytest.importorskip('torch', reason='needs the extra "parity"')
 transformers = pytest.importorskip('transformers', reason='needs the extra "parity"')
 
-from mim_jax import experiment, keys  # noqa: E402
+from mim_jax import assembly, experiment, keys  # noqa: E402
 from mim_jax.data import image_fields  # noqa: E402
 
 RNG = np.random.default_rng(0)
@@ -68,7 +68,7 @@ def ours(theirs):
     config.objective.update(branch_layer=2, branch_depth=BRANCH)
     config.objective.target.model.update(patch_size=(8, 8), width=16, depth=1, heads=2)
     config.objective.target.update(num_codes=CODES, code_width=4)
-    objective = experiment.make_objective(experiment.from_config(config), fields=image_fields())
+    objective = assembly.make_objective(experiment.from_config(config), fields=image_fields())
     variables = objective.init(jax.random.key(0), IMAGES)
     state = {name: value.numpy() for name, value in theirs.state_dict().items()}
 
