@@ -4,11 +4,11 @@
 
 Needs torch. `eager` is how such code is usually run: float16 autocast with a gradient scaler and
 attention written out; `tuned` is bfloat16 autocast, fused attention and AdamW, `torch.compile` for
-both networks. The work is that of configs/dtm_vitb.py: relative position biases (shared and per
-block), layer scale, drop path, 75 of 196 patches hidden, two draws of a schedule, bipartite
-matching with shapes that shrink from step to step, cosine distance of group means over all tokens,
-clipping, AdamW. Masks are given and images are only normalised, where the step of mim_jax draws
-masks, flips and colours too. Random images and weights.
+the blocks of both networks. The work is that of configs/dtm_vitb.py: relative position biases
+(shared and per block), layer scale, drop path, 75 of 196 patches hidden, two draws of a schedule,
+bipartite matching with shapes that shrink from step to step, cosine distance of group means over
+all tokens, clipping, AdamW. Masks are given and images are only normalised, where the step of
+mim_jax draws masks, flips and colours too. Random images and weights.
 """
 
 import argparse
@@ -29,7 +29,9 @@ class Block(nn.Module):
 
     def __init__(self, width, heads, *, side, beit, drop_path, fused):
         super().__init__()
-        self.heads, self.beit, self.drop_path, self.fused = heads, beit, drop_path, fused
+        self.heads, self.beit, self.fused = heads, beit, fused
+        # A buffer: one compilation serves blocks of different rates.
+        self.register_buffer('drop_path', torch.tensor(drop_path))
         eps = 1e-6 if beit else 1e-5
         self.norm1, self.norm2 = nn.LayerNorm(width, eps=eps), nn.LayerNorm(width, eps=eps)
         self.qkv = nn.Linear(width, 3 * width, bias=not beit)
@@ -60,16 +62,20 @@ class Block(nn.Module):
         return self.out(y.transpose(1, 2).reshape(batch, tokens, width))
 
     def dropped(self, y):
-        if not self.training or self.drop_path == 0:
+        if not self.training:
             return y
         kept = torch.rand(len(y), 1, 1, device=y.device) >= self.drop_path
         return y * (kept / (1 - self.drop_path)).to(y.dtype)
 
+    def scaled(self, scale, y):
+        return (scale.to(y.dtype) if self.fused else scale) * y  # float32 keeps the stream in it
+
     def forward(self, x, bias=None):
         if self.beit:
-            x = x + self.dropped(self.scale1 * self.attend(self.norm1(x), bias + self.position()))
+            y = self.attend(self.norm1(x), bias + self.position())
+            x = x + self.dropped(self.scaled(self.scale1, y))
             y = self.down(F.gelu(self.up(self.norm2(x))))
-            return x + self.dropped(self.scale2 * y)
+            return x + self.dropped(self.scaled(self.scale2, y))
         x = x + self.attend(self.norm1(x), None)
         y = self.up(self.norm2(x))
         return x + self.down(y * torch.sigmoid(1.702 * y))
@@ -198,10 +204,9 @@ class Step:
             fused=True if self.tuned else None,
         )
         self.scaler = torch.amp.GradScaler(device, enabled=self.dtype == torch.float16)
-        self.run_student, self.run_teacher = self.student, self.teacher
         if self.tuned:
-            self.run_student = torch.compile(self.student)
-            self.run_teacher = torch.compile(self.teacher)
+            for block in [*self.student.blocks, *self.teacher.blocks]:
+                block.compile()
         size = side * patch
         self.images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8).to(device)
         hidden = round(side**2 * 75 / 196)
@@ -212,9 +217,9 @@ class Step:
     def __call__(self):
         images = (self.images.float() / 255 - self.mean) / self.std
         with torch.autocast(self.device, dtype=self.dtype):
-            prediction = self.run_student(images, self.mask)
+            prediction = self.student(images, self.mask)
             with torch.no_grad():
-                target = self.run_teacher(images)
+                target = self.teacher(images)
             losses = []
             for _ in range(2 if self.morphing else 1):
                 p, t = prediction.float(), target.float()

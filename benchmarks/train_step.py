@@ -7,7 +7,7 @@ Random images and, where the method has a teacher, random teacher weights: no da
 `--vary` is a row, the step with these fields set; `config` replaces the config, `xla.` options go
 to the compiler. Without one, a method that morphs is timed in turn with itself without morphing.
 
-Every step is waited for; the first WARM_UP of a row are not counted. With `--rounds` the rows take
+Every step is waited for; the first of a row are not counted. With `--rounds` the rows take
 turns. `GiB` is what the compiled step needs, arguments and temporaries; `peak` what the process has
 taken at most so far, where the device says. Compilation runs on `--threads` threads, the first row
 alone: with more than one, only its time is that of a compilation by itself. `--profile=DIR` traces
@@ -38,8 +38,10 @@ def main():
     parser.add_argument('--config', default='configs/dtm_vitb.py')
     parser.add_argument('--vary', action='append', default=[])
     parser.add_argument('--steps', type=int, default=20)
+    parser.add_argument('--warm_up', type=int, default=WARM_UP)
     parser.add_argument('--rounds', type=int, default=1)
     parser.add_argument('--threads', type=int, default=1)
+    parser.add_argument('--together', action='store_true', help='compile the first row with all')
     parser.add_argument('--profile', help='folder for a trace of the last row')
     options, rest = parser.parse_known_args()
     common = [('train.total_steps', '1000'), ('data.batch_size', str(BATCH))]
@@ -68,8 +70,9 @@ def main():
             print(f'{name:{first}}refused: {reason(error)}', flush=True)
     with concurrent.futures.ThreadPoolExecutor(options.threads) as pool:
         running = [pool.submit(step.compile) for step in list(steps.values())[:1]]
-        concurrent.futures.wait(running)
-        running = [pool.submit(step.compile) for step in list(steps.values())[1:]]
+        if not options.together:
+            concurrent.futures.wait(running)
+        running += [pool.submit(step.compile) for step in list(steps.values())[1:]]
         concurrent.futures.wait(running)
 
     place = Place()
@@ -77,7 +80,7 @@ def main():
         for name, step in steps.items():
             last = turn == options.rounds - 1
             count = options.steps * (turn + 1) // options.rounds - len(step.seconds)
-            step.run(place, count, warm_up=1 if turn else WARM_UP)
+            step.run(place, count, warm_up=1 if turn else options.warm_up)
             if last:
                 print(f'{name:{first}}{step.row()}', flush=True)
     if list(steps) == ['as configured', 'without morphing']:

@@ -208,7 +208,8 @@ def stacked_blocks(depth, *, first=0, scan=True, remat='none', name='blocks', **
     """
     body = Block
     if remat != 'none':
-        body = nn.remat(Block, prevent_cse=False, policy=REMAT_POLICIES[remat])
+        # Without a loop, common subexpressions would be merged again and nothing be saved.
+        body = nn.remat(Block, prevent_cse=not scan, policy=REMAT_POLICIES[remat])
     stack = nn.scan(
         body,
         variable_axes={'params': 0},
