@@ -108,9 +108,11 @@ def main():
                 for got, want in zip([y, *grads[:3]], expected[with_bias], strict=True)
             ]
             size = step.memory_analysis().temp_size_in_bytes / 2**30
+            times = [
+                milliseconds(f, *x) for f, x in ((forward, (q, k, v, b)), (step, (out, q, k, v, b)))
+            ]
             print(
-                f'{name:24}{milliseconds(forward, q, k, v, b, repeats=5):12.3f}'
-                f'{milliseconds(step, out, q, k, v, b, repeats=5):12.3f}{size:8.2f}{max(errors):10.1e}',
+                f'{name:24}{times[0]:12.3f}{times[1]:12.3f}{size:8.2f}{max(errors):10.1e}',
                 flush=True,
             )
         except Exception as error:  # a form that the device or the library refuses

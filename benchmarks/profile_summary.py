@@ -25,6 +25,10 @@ PARTS = (
     ('optimiser and the rest', r''),
 )
 INSIDE = (
+    (
+        'copies of the loop over blocks',
+        r'while/body(/jit\(dynamic_\w*\))?(/dynamic_\w+)?$|Transformer/broadcast_in_dim$',
+    ),
     ('attention logits, softmax, values', r'(attention|Attention)/(?!qkv|out)'),
     ('attention qkv and out', r'(attention|Attention)/(qkv|out)'),
     ('mlp', r'mlp'),
@@ -65,10 +69,11 @@ def events(folder):
     raise SystemExit(f'{path} has no accelerator in it')
 
 
-def types_of(folder):
-    """Result type of every operation of the compiled program."""
+def program(folder):
+    """(result type, path) of every operation of the compiled program."""
+    line = re.compile(r'^\s*(?:ROOT )?%?([\w.-]+) = (\(?[\w\[\],]+)(?:.*?op_name="([^"]*)")?', re.M)
     with gzip.open(Path(folder) / 'program.txt.gz', 'rt') as file:
-        return dict(re.findall(r'^\s*(?:ROOT )?%?([\w.-]+) = (\(?[\w\[\],]+)', file.read(), re.M))
+        return {name: (kind, path) for name, kind, path in line.findall(file.read())}
 
 
 def table(title, totals, steps, whole):
@@ -85,7 +90,7 @@ def main():
     parser.add_argument('--gaps', type=int, default=10)
     options = parser.parse_args()
     plane, found = events(options.folder)
-    types = types_of(options.folder)
+    known = program(options.folder)
     total = found[-1][1] - found[0][0]
     busy, until, gaps, before = 0, found[0][0], [], ''
     for start, end, kernel, operation, _ in found:
@@ -101,6 +106,7 @@ def main():
     )
     parts, inside, kinds, single = (collections.Counter() for _ in range(4))
     for start, end, kernel, operation, path in found:
+        path = known.get(operation, ('', ''))[1] or path
         part = first(PARTS, path)
         parts[part] += end - start
         kinds[first(KINDS, f'{kernel} {operation}', re.I)] += end - start
@@ -113,7 +119,7 @@ def main():
     table('by kind of kernel', kinds, options.steps, whole)
     print('longest operations: ms per step')
     for (operation, kernel, path), time in single.most_common(options.top):
-        kind = types.get(operation, '')
+        kind = known.get(operation, ('', ''))[0]
         print(
             f'  {time / per_step:9.2f} {100 * time / whole:5.1f} %  {operation} {kind} '
             f'[{kernel[:40]}] {path[-110:]}'
