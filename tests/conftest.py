@@ -1,4 +1,8 @@
-"""CPU only, eight simulated devices, quick compilation: set before anything imports JAX."""
+"""Eight simulated CPU devices and quick compilation: set before anything imports JAX.
+
+`MIM_JAX_TEST_PLATFORM=cuda python -m pytest ...` runs the tests on that platform's devices instead;
+tests that need more devices than there are then fail or skip.
+"""
 
 import os
 import tempfile
@@ -6,12 +10,19 @@ import tempfile
 # Programs compiled by one test serve another, and nothing is left in the user's own cache.
 _COMPILED = tempfile.TemporaryDirectory(prefix='mim_jax_tests_')
 os.environ['JAX_COMPILATION_CACHE_DIR'] = _COMPILED.name
-os.environ['JAX_PLATFORMS'] = 'cpu'
+_PLATFORM = os.environ.get('MIM_JAX_TEST_PLATFORM', 'cpu')
+# The programs of the tests are compiled more than they run.
+if _PLATFORM == 'cpu':
+    os.environ['JAX_PLATFORMS'] = 'cpu'
+    _QUICK = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
+else:
+    os.environ['JAX_PLATFORMS'] = f'{_PLATFORM},cpu'
+    # Float32 is meant where a test says float32; several processes may share the device.
+    os.environ.setdefault('JAX_DEFAULT_MATMUL_PRECISION', 'highest')
+    os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
+    _QUICK = '--xla_gpu_autotune_level=0'
 os.environ['XLA_FLAGS'] = (
-    os.environ.get('XLA_FLAGS', '')
-    + ' --xla_force_host_platform_device_count=8'
-    # The programs of the tests are compiled more than they run.
-    + ' --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
+    f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8 {_QUICK}'
 ).strip()
 
 # Simulated devices block a thread each in a collective: fewer threads than devices can deadlock.

@@ -180,7 +180,8 @@ def stacked_blocks(
     """
     body = block
     if remat != 'none':
-        body = nn.remat(block, prevent_cse=False, policy=REMAT_POLICIES[remat])
+        # Without a loop, common subexpressions would be merged again and nothing be saved.
+        body = nn.remat(block, prevent_cse=not scan, policy=REMAT_POLICIES[remat])
     stack = nn.scan(
         body,
         variable_axes={'params': 0},
