@@ -78,7 +78,7 @@ class ImageFolder:
     """
 
     def __init__(self, section, *, split):
-        path = _existing(section.path, 'path', 'the folder that holds the images')
+        path = _existing(section.path, 'path', 'the images')
         self._root = _split_folder(path, split)
         training = os.path.join(path, 'train')
         classes = _class_names(training if os.path.isdir(training) else self._root)
@@ -118,7 +118,7 @@ class ImageFolder:
         self._pairs = section.pairs
         self._maps = None
         if section.map_path is not None:
-            map_path = _existing(section.map_path, 'map_path', "the folder of the images' maps")
+            map_path = _existing(section.map_path, 'map_path', "the images' maps")
             self._map_root = _split_folder(map_path, split, field='map_path')
             self._maps = _Strings(_maps_of(names, self._map_root))
 
@@ -169,7 +169,8 @@ def _existing(path, field, what):
     path = os.path.abspath(os.path.expanduser(path))
     if not os.path.isdir(path):
         raise UserError(
-            f'config.data.source.{field}: there is no folder {path}: give the folder, {what}'
+            f'config.data.source.{field}: there is no folder {path}: give the folder that holds '
+            f'{what}'
         )
     return path
 
