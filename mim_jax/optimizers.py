@@ -19,15 +19,14 @@ Schedule = Callable[[jax.Array], jax.Array]
 class OptimizerConfig:
     """AdamW with linear warm-up.
 
-    The peak learning rate is `learning_rate` times the batch scaling rule of the recipe: `none`,
-    `linear` (batch /
-    `reference_batch`) or `sqrt` (its square root). `end_learning_rate` is the last value of the
-    cosine,
-    `warmup_learning_rate` the first of the warm-up; `scale_ends` applies the rule to those two as
-    well (SimMIM).
-    `multistep` multiplies the rate by `decay_factor` at each `decay_percent` of the run. A
-    `layer_decay` below 1 multiplies the rate of a parameter by decay ** (distance from the top).
-    `clip_norm` bounds the gradient's global norm.
+    learning_rate: the peak is it times the recipe's rule of batch scaling.
+    scaling: that rule: 'none', 'linear' (batch / `reference_batch`), 'sqrt' (its square root).
+    schedule: after the warm-up; 'cosine' falls to `end_learning_rate` over the rest of the run,
+      'multistep' multiplies by `decay_factor` at each of `decay_percent` of the run.
+    warmup_*: how long the rate rises, from `warmup_learning_rate`.
+    scale_ends: the rule applies to the first and the last rate as well (SimMIM).
+    layer_decay: below 1, a parameter's rate is multiplied by it ** (distance from the top).
+    clip_norm: bound of the gradient's global norm.
     """
 
     learning_rate: float = 1.5e-4
@@ -90,7 +89,8 @@ def make_optimizer(
     Args:
         decayed: tree of bool over the parameters, True where weight decay applies.
         layers: tree over the parameters of layer ids (int, or int array [depth] for stacked
-        blocks), 0 the embedding. num_layers: the id of the head, which keeps the full rate.
+            blocks), 0 the embedding.
+        num_layers: the id of the head, which keeps the full rate.
     """
     parts = []
     if config.clip_norm is not None:
