@@ -1,5 +1,7 @@
 """The one step: accumulation, meshes, EMA, one compilation, donated state, drop path and all."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,9 @@ import pytest
 
 from mim_jax import data, experiment, sharding
 from mim_jax.data import image_fields
+from mim_jax.losses import Weighted
+from mim_jax.models.patches import patchify
+from mim_jax.objectives.mae import MAE
 from mim_jax.program import Program
 
 METHODS = ('dtm', 'mae', 'simmim', 'classification')
@@ -140,3 +145,40 @@ def test_draws_depend_on_seed_and_step_alone(tiny_config):
     _, later = step(init.replace(step=jnp.int32(1)), batch)
     assert float(first['loss']) == float(again['loss'])
     assert float(first['loss']) != float(later['loss'])
+
+
+class Counted(MAE):
+    """The mean over hidden patches that are brighter than grey: how many differs between images."""
+
+    def loss(self, variables, batch, key, step):
+        images = batch['images']
+        mask = self.mask(variables, batch, step)
+        distance = self.distance(self.predict(variables, images, mask), self.targets({}, images))
+        bright = patchify(images, patch_size=self.encoder.patch_size).mean(axis=-1) > 0.5
+        counted = (mask & bright).astype(jnp.float32)
+        return Weighted((distance * counted).sum(), counted.sum()), {'bright': bright.mean()}, {}
+
+
+def test_a_mean_over_a_count_is_that_of_the_whole_batch(tiny_config):
+    results = []
+    for accumulation, mesh in ((1, {}), (4, {}), (2, {'data': 2, 'fsdp': 2})):
+        config = tiny_config('mae', accumulation=accumulation)
+        config.model.drop_path = 0.0
+        config.mesh.update({'data': 1, 'min_shard_size': 64, **mesh})
+        config.optimizer.eps = 1e-3
+        run = experiment.from_config(config)
+        fields = {f.name: getattr(run.objective, f.name) for f in dataclasses.fields(run.objective)}
+        run = dataclasses.replace(run, objective=Counted(**fields))
+        results.append(
+            run_steps(Program.make(run, epoch_examples=64, fields=image_fields(10)), count=2)
+        )
+    (state, seen), *others = results
+    for other, other_seen in others:
+        for mine, theirs in zip(seen, other_seen, strict=True):
+            np.testing.assert_allclose(theirs['loss'], mine['loss'], rtol=2e-5)
+            np.testing.assert_allclose(theirs['grad_norm'], mine['grad_norm'], rtol=2e-4)
+        chex.assert_trees_all_close(
+            jax.device_get(other.variables['params']),
+            jax.device_get(state.variables['params']),
+            atol=float(seen[-1]['learning_rate']) * 0.01,
+        )
