@@ -12,9 +12,10 @@ import jax
 import numpy as np
 import pytest
 
+from mim_jax import assembly, data, dry_run, experiment, sharding, work_directory
 from mim_jax import config as configs
-from mim_jax import data, dry_run, experiment, sharding, work_directory
 from mim_jax.checkpoints import Checkpoints
+from mim_jax.clock import Clock
 from mim_jax.data.embedded import EmbeddedScenes
 from mim_jax.errors import UserError
 from mim_jax.objectives import OBJECTIVES
@@ -84,6 +85,12 @@ def test_the_config_is_of_the_method_and_every_size_builds(method):
         spec = f'{CONFIGS / method}.py' + (f':{size}' if size else '')
         run = experiment.from_config(configs.load(spec))
         assert type(run.objective) is OBJECTIVES[method], size
+        clock = Clock(run.data.batch_size, 1000, 100)
+        fields = run.data.source.assumed_fields()
+        objective = assembly.make_objective(run, fields=fields, clock=clock)
+        images = assembly.batch_struct(run, objective)['images']
+        params = jax.eval_shape(objective.init, jax.random.key(0), images)['params']
+        assert params['encoder']['blocks']['norm1']['scale'].shape[0] == run.model.depth
 
 
 @pytest.mark.slow
