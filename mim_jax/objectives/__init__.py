@@ -6,6 +6,7 @@ from mim_jax.objectives.classification import Classification
 from mim_jax.objectives.dtm import DTM
 from mim_jax.objectives.hpm import HPM
 from mim_jax.objectives.mae import MAE
+from mim_jax.objectives.mfm import MFM
 from mim_jax.objectives.simmim import SimMIM
 from mim_jax.objectives.vqkd import VQKD
 
@@ -16,6 +17,7 @@ OBJECTIVES = {
     'dtm': DTM,
     'hpm': HPM,
     'mae': MAE,
+    'mfm': MFM,
     'simmim': SimMIM,
     'vqkd': VQKD,
 }
