@@ -30,10 +30,15 @@ def at(sizes, scale):
     return sizes[scale]
 
 
+def borrowed(objective, config):
+    """A config of an objective with all sections of another config but the objective's."""
+    new = default_config(objective)
+    for section in SHARED:
+        new[section] = config[section]
+    return new
+
+
 def scaled(objective, scale):
     """(config of an objective in the size of the DTM config of that scale, that one's teacher)."""
     dtm = at(SCALES, scale)()
-    config = default_config(objective)
-    for section in SHARED:
-        config[section] = dtm[section]
-    return config, dtm.objective.target
+    return borrowed(objective, dtm), dtm.objective.target

@@ -99,6 +99,24 @@ def masked_mean(values, mask):
     return jnp.sum(values.astype(jnp.float32) * weights) / jnp.maximum(jnp.sum(weights), 1.0)
 
 
+def ranking_loss(scores, values, *, eps=1e-6):
+    """How badly scores [B,K] rank the values [B,K], float32 [B].
+
+    For one image the mean over ordered pairs (i, j) with values_i != values_j of
+    -log(p_ij + eps) where values_i > values_j and -log(1 - p_ij + eps) where values_i < values_j,
+    p_ij = sigmoid(scores_i - scores_j); 0 where all values are equal.
+
+    Source: HPM (Wang et al., CVPR 2023), the relative loss, eps as in its released code, where the
+    mean is over the pairs of the batch: the same wherever no two values of an image are equal.
+    """
+    scores, values = scores.astype(jnp.float32), values.astype(jnp.float32)
+    # 1 - p_ij = p_ji, so that (i, j) and (j, i) give the same: those with i above j are enough.
+    above = (values[:, :, None] > values[:, None, :]).astype(jnp.float32)
+    likely = jax.nn.sigmoid(scores[:, :, None] - scores[:, None, :])
+    total = -jnp.sum(above * jnp.log(likely + eps), axis=(1, 2))
+    return total / jnp.maximum(above.sum(axis=(1, 2)), 1.0)
+
+
 def standardize_tokens(target, *, eps=1e-6):
     """Tokens [...,D], float32, each with mean 0 and variance 1 (LayerNorm without affine)."""
     target = target.astype(jnp.float32)

@@ -59,6 +59,25 @@ def test_masked_mean():
     assert losses.masked_mean(values, np.zeros((2, 4), bool)) == 0
 
 
+def test_ranking_is_over_ordered_pairs_of_different_values():
+    scores, values = RNG.normal(size=(2, 3, 5))
+    values[0, 1] = values[0, 3]  # no pair of its own
+    values[1] = 0.5  # no pair at all
+    expected = np.zeros(3)
+    for image in range(3):
+        terms = []
+        for i in range(5):
+            for j in range(5):
+                p = 1 / (1 + np.exp(scores[image, j] - scores[image, i]))
+                if values[image, i] > values[image, j]:
+                    terms.append(-np.log(p + 1e-6))
+                if values[image, i] < values[image, j]:
+                    terms.append(-np.log(1 - p + 1e-6))
+        expected[image] = np.mean(terms) if terms else 0
+        assert len(terms) == [18, 0, 20][image]
+    np.testing.assert_allclose(losses.ranking_loss(scores, values), expected, rtol=1e-5)
+
+
 def test_standardised_tokens():
     tokens = np.asarray(losses.standardize_tokens(TARGET))
     np.testing.assert_allclose(tokens.mean(axis=-1), 0, atol=1e-6)

@@ -4,7 +4,9 @@ from mim_jax.objectives.beitv2 import BEiTv2
 from mim_jax.objectives.byol import BYOL
 from mim_jax.objectives.classification import Classification
 from mim_jax.objectives.dtm import DTM
+from mim_jax.objectives.hpm import HPM
 from mim_jax.objectives.mae import MAE
+from mim_jax.objectives.mfm import MFM
 from mim_jax.objectives.simmim import SimMIM
 from mim_jax.objectives.vqkd import VQKD
 
@@ -13,7 +15,9 @@ OBJECTIVES = {
     'byol': BYOL,
     'classification': Classification,
     'dtm': DTM,
+    'hpm': HPM,
     'mae': MAE,
+    'mfm': MFM,
     'simmim': SimMIM,
     'vqkd': VQKD,
 }

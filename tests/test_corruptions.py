@@ -1,0 +1,157 @@
+"""Every corruption against NumPy: filters by FFT, kernels by loops, noise by its statistics."""
+
+import jax
+import numpy as np
+import pytest
+
+from mim_jax import keys
+from mim_jax.corruptions import CORRUPTIONS, Blur, FrequencyFilter, LowResolution, Noise
+from mim_jax.errors import UserError
+
+COUNT = 24
+IMAGES = np.random.default_rng(0).random((COUNT, 16, 16, 3)).astype(np.float32)
+KEYS = keys.per_example(jax.random.key(1), COUNT)
+
+
+def filtered_by_hand(image, kept):
+    """`kept` [H,W] is placed as in a shifted spectrum."""
+    shown = np.zeros_like(image)
+    for channel in range(3):
+        spectrum = np.fft.fftshift(np.fft.fft2(np.float64(image[..., channel])))
+        spectrum *= kept
+        shown[..., channel] = np.fft.ifft2(np.fft.ifftshift(spectrum)).real
+    return np.clip(shown, 0, 1)
+
+
+@pytest.mark.parametrize('outer', [None, 5.0])
+def test_either_the_low_frequencies_are_kept_or_the_others(outer):
+    high = np.zeros((16, 16))
+    for row in range(16):
+        for column in range(16):
+            square = (row - 8) ** 2 + (column - 8) ** 2
+            high[row, column] = square >= 3**2 and (outer is None or square < outer**2)
+    corrupted = FrequencyFilter(radius=3.0, outer_radius=outer)(KEYS, IMAGES)
+    lows = 0
+    for image in range(COUNT):
+        removed = np.fft.fftshift(corrupted.removed[image])
+        low_kept = not removed[8, 8]
+        lows += low_kept
+        np.testing.assert_array_equal(removed, high if low_kept else 1 - high)
+        expected = filtered_by_hand(IMAGES[image], 1 - removed)
+        np.testing.assert_allclose(corrupted.images[image], expected, atol=1e-5)
+    assert 4 < lows < COUNT - 4
+
+
+def test_how_often_the_low_frequencies_are_kept():
+    many = keys.per_example(jax.random.key(2), 2000)
+    tiny = np.zeros((2000, 4, 4, 1), np.float32)
+    removed = FrequencyFilter(radius=1.0, low_share=0.3)(many, tiny).removed
+    assert abs(1 - removed[:, 0, 0].mean() - 0.3) < 0.05
+    assert not FrequencyFilter(radius=1.0, low_share=1.0)(many, tiny).removed[:, 0, 0].any()
+
+
+def cubic_weights(offset, a=-0.75):
+    """PyTorch's bicubic kernel."""
+    x = abs(offset)
+    if x < 1:
+        return (a + 2) * x**3 - (a + 3) * x**2 + 1
+    return a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a if x < 2 else 0.0
+
+
+def resized_by_hand(line, size):
+    """One line of pixels from four neighbours each; beyond the border the last pixel repeats."""
+    out = np.zeros(size)
+    for i in range(size):
+        centre = (i + 0.5) * len(line) / size - 0.5
+        for j in range(int(np.floor(centre)) - 1, int(np.floor(centre)) + 3):
+            out[i] += cubic_weights(j - centre) * line[min(max(j, 0), len(line) - 1)]
+    return out
+
+
+def test_low_resolution_goes_down_and_up_again():
+    corrupted = LowResolution(factor=4)(KEYS[:2], IMAGES[:2])
+    expected = np.float64(IMAGES[:2])
+    for size in (4, 16):
+        for axis in (1, 2):
+            expected = np.apply_along_axis(resized_by_hand, axis, expected, size)
+        expected = np.clip(expected, 0, 1)
+    np.testing.assert_allclose(corrupted.images, expected, atol=1e-5)
+    assert corrupted.removed is None
+
+
+def test_blur_is_a_gaussian_on_a_square_with_reflected_borders():
+    corrupted = Blur(sigma=(1.5, 1.5), sizes=(5,))(KEYS[:2], IMAGES[:2])
+    kernel = np.zeros((5, 5))
+    for row in range(5):
+        for column in range(5):
+            kernel[row, column] = np.exp(-((row - 2) ** 2 + (column - 2) ** 2) / 2 / 1.5**2)
+    kernel /= kernel.sum()
+    for image in range(2):
+        around = np.pad(np.float64(IMAGES[image]), ((2, 2), (2, 2), (0, 0)), mode='reflect')
+        for row in range(16):
+            for column in range(16):
+                seen = around[row : row + 5, column : column + 5]
+                expected = (kernel[..., None] * seen).sum(axis=(0, 1))
+                np.testing.assert_allclose(
+                    corrupted.images[image, row, column], expected, atol=1e-5
+                )
+
+
+def test_the_width_of_a_blur_is_drawn_per_image():
+    dot = np.zeros((COUNT, 16, 16, 1), np.float32)
+    dot[:, 8, 8] = 1
+    blurred = np.asarray(Blur(sizes=(3, 5, 7))(KEYS, dot).images)
+    widths = {int((image[8, :, 0] > 0).sum()) for image in blurred}
+    assert widths == {3, 5, 7}
+    np.testing.assert_allclose(blurred.sum(axis=(1, 2, 3)), 1, rtol=1e-5)
+
+
+def test_noise_has_the_deviation_asked_for_and_is_not_cut_off():
+    noise = Noise(sigma=(10.0, 50.0))(KEYS, IMAGES).images - IMAGES
+    deviations = noise.std(axis=(1, 2, 3)) * 255
+    assert 9 < deviations.min() < 20 and 40 < deviations.max() < 55
+    assert not np.allclose(noise[..., 0], noise[..., 1])
+    grey = Noise(grey_share=1.0)(KEYS, IMAGES).images - IMAGES
+    np.testing.assert_allclose(grey[..., 0], grey[..., 1], atol=1e-6)
+    assert abs(grey.std() * 255 - 75) < 4 and (IMAGES + grey).min() < 0
+
+
+@pytest.mark.parametrize('name', CORRUPTIONS)
+def test_an_image_is_corrupted_by_its_own_key_alone(name):
+    options = {'frequencies': {'radius': 3.0}, 'blur': {'sizes': (3, 5)}}.get(name, {})
+    corruption = CORRUPTIONS[name](**options)
+    corruption.check((16, 16))
+    whole = corruption(KEYS, IMAGES).images
+    np.testing.assert_allclose(corruption(KEYS[5:7], IMAGES[5:7]).images, whole[5:7], atol=1e-6)
+    assert np.abs(whole - IMAGES).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ('corruption', 'message'),
+    [
+        (FrequencyFilter(radius=16), r'radius = 16: images of 32x24 pixels have 12 cycles'),
+        (LowResolution(factor=25), 'factor = 25: of 32x24 pixels nothing'),
+        (Blur(sizes=(49,)), 'a kernel of 49 is too wide'),
+    ],
+)
+def test_images_that_are_too_small(corruption, message):
+    with pytest.raises(UserError, match=message):
+        corruption.check((32, 24))
+
+
+@pytest.mark.parametrize(
+    ('make', 'message'),
+    [
+        (lambda: FrequencyFilter(radius=0), 'radius = 0'),
+        (lambda: FrequencyFilter(outer_radius=16.0), 'outer_radius = 16.0 must be above radius'),
+        (lambda: FrequencyFilter(low_share=1.5), 'low_share = 1.5'),
+        (lambda: LowResolution(factor=1), 'factor = 1'),
+        (lambda: Blur(sizes=(4,)), 'they must be odd'),
+        (lambda: Blur(sigma=(2.0, 1.0)), 'sigma'),
+        (lambda: Noise(sigma=(0.0, 1.0)), 'sigma'),
+        (lambda: Noise(grey_share=-1), 'grey_share = -1'),
+    ],
+)
+def test_impossible_values_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
