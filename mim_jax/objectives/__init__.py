@@ -4,6 +4,7 @@ from mim_jax.objectives.beitv2 import BEiTv2
 from mim_jax.objectives.byol import BYOL
 from mim_jax.objectives.classification import Classification
 from mim_jax.objectives.dtm import DTM
+from mim_jax.objectives.lut import LUT
 from mim_jax.objectives.mae import MAE
 from mim_jax.objectives.simmim import SimMIM
 from mim_jax.objectives.vqkd import VQKD
@@ -13,6 +14,7 @@ OBJECTIVES = {
     'byol': BYOL,
     'classification': Classification,
     'dtm': DTM,
+    'lut': LUT,
     'mae': MAE,
     'simmim': SimMIM,
     'vqkd': VQKD,
