@@ -34,7 +34,7 @@ def make_objective(
     objective = experiment.objective.bind(experiment.model, inputs, clock)
     objective.grid  # noqa: B018  an image that does not divide into patches is reported here
     batch_struct(experiment, objective)
-    if objective.needs_ema and experiment.train.ema.decay is None:
+    if objective.averaged and experiment.train.ema.decay is None:
         raise UserError(
             'config.train.ema.decay is none, but the objective learns from an EMA network; '
             'set a decay, for example 0.996.'
@@ -75,7 +75,12 @@ def make_train_step(
         layers=objective.layers(params),
         num_layers=experiment.model.depth + 1,
     )
-    train.ema.of(params)  # says what is wrong with the parts that are averaged
+    missing = [part for part in objective.averaged if part not in train.ema.of(params)]
+    if missing:
+        raise UserError(
+            f'config.train.ema.parts leaves out {", ".join(missing)}, but the objective learns '
+            f'from the average of {", ".join(objective.averaged)}; name these, or none: ().'
+        )
     return TrainStep(
         objective=objective,
         augment=functools.partial(augment_views, views=objective.views(data)),

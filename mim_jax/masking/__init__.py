@@ -5,6 +5,7 @@ of hidden patches is the same for every image and known before any draw (`count`
 """
 
 from mim_jax.masking.block import BlockMasking
+from mim_jax.masking.disjoint import DisjointMasking
 from mim_jax.masking.grid import GridMasking
 from mim_jax.masking.random import RandomMasking
 from mim_jax.masking.selection import (
@@ -17,6 +18,7 @@ from mim_jax.masking.selection import (
 __all__ = [
     'MASKINGS',
     'BlockMasking',
+    'DisjointMasking',
     'GridMasking',
     'RandomMasking',
     'drawn_by_weight',

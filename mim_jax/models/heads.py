@@ -35,19 +35,25 @@ class MLPHead(nn.Module):
 
     batch_norm: normalises the hidden layer by the statistics of the batch in hand, over all axes
     but the last, in training and whenever else it is called (no running average is kept: the heads
-    that use it are left behind after pre-training). Parameters: fc1, norm, fc2.
+    that use it are left behind after pre-training). bias: of both linear layers. Parameters: fc1,
+    norm, fc2.
     """
 
     hidden: int
     features: int
     activation: str = 'relu'
     batch_norm: bool = False
+    bias: bool = True
     initialization: str = 'mae'
     dtype: str = 'float32'
 
     @nn.compact
     def __call__(self, x):
-        common = {'initialization': self.initialization, 'dtype': self.dtype}
+        common = {
+            'bias': self.bias,
+            'initialization': self.initialization,
+            'dtype': self.dtype,
+        }
         x = Linear((self.hidden,), name='fc1', **common)(x)
         if self.batch_norm:
             x = BatchNorm(name='norm')(x).astype(x.dtype)

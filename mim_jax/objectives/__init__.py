@@ -5,6 +5,7 @@ from mim_jax.objectives.byol import BYOL
 from mim_jax.objectives.classification import Classification
 from mim_jax.objectives.dtm import DTM
 from mim_jax.objectives.hpm import HPM
+from mim_jax.objectives.lut import LUT
 from mim_jax.objectives.mae import MAE
 from mim_jax.objectives.mfm import MFM
 from mim_jax.objectives.simmim import SimMIM
@@ -16,6 +17,7 @@ OBJECTIVES = {
     'classification': Classification,
     'dtm': DTM,
     'hpm': HPM,
+    'lut': LUT,
     'mae': MAE,
     'mfm': MFM,
     'simmim': SimMIM,

@@ -48,9 +48,9 @@ class Objective:
         return patch_grid(self.inputs.image_size, self.encoder.patch_size)
 
     @property
-    def needs_ema(self) -> bool:
-        """Whether the method reads `variables['ema']`."""
-        return False
+    def averaged(self) -> tuple[str, ...]:
+        """Parts of the parameters whose average, `variables['ema']`, the method reads; () none."""
+        return ()
 
     @property
     def needs_whole_batch(self) -> bool:

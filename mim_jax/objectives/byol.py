@@ -53,8 +53,8 @@ class BYOL(Objective):
                 raise ValueError(f'{name} = {getattr(self, name)} must be at least 1.')
 
     @property
-    def needs_ema(self) -> bool:
-        return True
+    def averaged(self) -> tuple[str, ...]:
+        return ('encoder', 'token_projector', 'pooled_projector')
 
     @property
     def needs_whole_batch(self) -> bool:

@@ -64,9 +64,7 @@ class HPM(MAE):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f'{name} = {getattr(self, name)} must lie in [0, 1].')
 
-    @property
-    def needs_ema(self) -> bool:
-        return True
+    averaged = ('encoder', 'decoder', 'loss_decoder')
 
     def bind(self, encoder: ViT, inputs: Inputs, clock: Clock | None = None) -> Objective:
         bound = super().bind(encoder, inputs, clock)
@@ -98,12 +96,6 @@ class HPM(MAE):
 
     def whole_scores(self, variables: Variables, images: jax.Array) -> jax.Array:
         """What the average of the network says of images [B,H,W,C] of which it sees everything."""
-        for part in ('encoder', 'decoder', 'loss_decoder'):
-            if part not in variables['ema']:
-                raise UserError(
-                    f'config.train.ema.parts leaves out {part!r}, but the average of the whole '
-                    'network says which patches are hard; set it to ().'
-                )
         encoded = self.encode(variables['ema'], images)
         places = jnp.arange(encoded.tokens.shape[1])
         everywhere = jnp.broadcast_to(places, encoded.tokens.shape[:2])
@@ -138,12 +130,8 @@ class HPM(MAE):
             encoded = self.encode(params, images, visible=visible, keys=drop_path_keys)
             prediction = self.decode(params, encoded, visible)
             scores = self.scores(params, encoded, visible)
-        with jax.named_scope('target'):
-            target = self.targets(variables, images)
-        with jax.named_scope('morphing'):
-            pairs = self.morphing.pairs(key, prediction, target, **self.morphed(variables, batch))
-            distances = jnp.mean(jnp.stack([self.distance(p, t) for p, t in pairs]), axis=0)
-        reconstruction = self.reduce(distances, mask)
+        distances = jnp.mean(self.distances(variables, batch, key, prediction), axis=0)
+        reconstruction = self.reduce(distances[None], mask)
         hidden = hidden_ids(mask, num_hidden=self.masking.count(self.grid))
         losses = jnp.take_along_axis(jax.lax.stop_gradient(distances), hidden, axis=1)
         scores = jnp.take_along_axis(scores, hidden, axis=1)

@@ -25,8 +25,8 @@ class Targeted(Objective):
     target: Any = choice(TARGETS, 'pixels')
 
     @property
-    def needs_ema(self) -> bool:
-        return self.target.needs_ema
+    def averaged(self) -> tuple[str, ...]:
+        return ('encoder',) if self.target.needs_ema else ()
 
     def bind(self, encoder: ViT, inputs: Inputs, clock: Clock | None = None) -> Objective:
         target = self.target.bind(encoder, inputs)

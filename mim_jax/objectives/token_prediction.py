@@ -54,25 +54,29 @@ class TokenPrediction(Targeted):
     def mask(self, variables: Variables, batch: Batch, step: jax.Array) -> jax.Array:
         return self.masking(keys.named(batch['keys'], 'mask'), grid=self.grid)
 
+    def distances(
+        self, variables: Variables, batch: Batch, key: jax.Array, prediction: jax.Array
+    ) -> jax.Array:
+        """Distances [S,B,N] between prediction [B,N,D] and target, under S draws of morphing."""
+        with jax.named_scope('target'):
+            target = self.targets(variables, batch['images'])
+        with jax.named_scope('morphing'):
+            pairs = self.morphing.pairs(key, prediction, target, **self.morphed(variables, batch))
+            return jnp.stack([self.distance(p, t) for p, t in pairs])
+
     def reduce(self, distances: jax.Array, mask: jax.Array) -> jax.Array:
-        """The loss from the tokens' distances [B,N]."""
-        return distances.mean() if self.loss_on == 'all' else masked_mean(distances, mask)
+        """The loss from the tokens' distances [S,B,N]: its mean over the draws."""
+        losses = [d.mean() if self.loss_on == 'all' else masked_mean(d, mask) for d in distances]
+        return jnp.mean(jnp.stack(losses))
 
     def loss(
         self, variables: Variables, batch: Batch, key: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array], Any]:
-        images = batch['images']
         mask = self.mask(variables, batch, step)
         with jax.named_scope('student'):
             drop_path_keys = keys.named(batch['keys'], 'drop_path')
-            prediction = self.predict(variables, images, mask, drop_path_keys)
-        with jax.named_scope('target'):
-            target = self.targets(variables, images)
-        with jax.named_scope('morphing'):
-            given = self.morphed(variables, batch)
-            pairs = self.morphing.pairs(key, prediction, target, **given)
-            losses = [self.reduce(self.distance(p, t), mask) for p, t in pairs]
-        return jnp.mean(jnp.stack(losses)), {}, {}
+            prediction = self.predict(variables, batch['images'], mask, drop_path_keys)
+        return self.reduce(self.distances(variables, batch, key, prediction), mask), {}, {}
 
     def pictures(
         self, variables: Variables, batch: Batch, key: jax.Array, step: jax.Array

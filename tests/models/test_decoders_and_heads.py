@@ -8,6 +8,7 @@ import pytest
 
 from mim_jax.models import Encoded, MAEDecoder, PooledClassifier, TokenHead
 from mim_jax.models.decoders import unshuffle
+from mim_jax.models.heads import MLPHead
 
 
 def test_unshuffle_puts_tokens_back_and_fills_the_rest():
@@ -48,6 +49,21 @@ def test_token_head_is_one_matrix_product():
     np.testing.assert_allclose(
         head.apply(params, tokens), tokens @ linear['kernel'] + linear['bias'], atol=1e-5
     )
+
+
+@pytest.mark.parametrize('bias', [True, False])
+def test_mlp_head_normalises_by_the_batch(bias):
+    head = MLPHead(7, 5, batch_norm=True, bias=bias)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(6, 8)).astype(np.float32)
+    shapes = jax.eval_shape(head.init, jax.random.key(0), x)['params']
+    assert [('bias' in shapes[name]) for name in ('fc1', 'fc2')] == [bias, bias]
+    params = jax.tree.map(lambda s: rng.normal(size=s.shape).astype(s.dtype), shapes)
+    hidden = x @ params['fc1']['kernel'] + params['fc1'].get('bias', 0)
+    hidden = (hidden - hidden.mean(axis=0)) / np.sqrt(hidden.var(axis=0) + 1e-5)
+    hidden = np.maximum(hidden * params['norm']['scale'] + params['norm']['bias'], 0)
+    expected = hidden @ params['fc2']['kernel'] + params['fc2'].get('bias', 0)
+    np.testing.assert_allclose(head.apply({'params': params}, x), expected, atol=2e-5)
 
 
 def test_pooled_classifier():

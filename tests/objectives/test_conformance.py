@@ -29,12 +29,16 @@ CONFIGS = Path(__file__).parent.parent.parent / 'configs'
 BATCH, STEPS = 16, 30
 
 
-def make_program(name, *, accumulation=1, **mesh):
-    """The program of a method at its embedded size, on one device unless `mesh` says otherwise."""
+def make_program(name, *, accumulation=1, averaged=None, **mesh):
+    """The program of a method at its embedded size, on one device unless `mesh` says otherwise;
+    averaged: the parts with an average, None: as the config says.
+    """
     config = configs.load(f'{CONFIGS / name}.py:embedded')
     config.data.batch_size = BATCH
     config.data.source.update(num_train=64, num_test=32)
     config.train.update(total_steps=STEPS, accumulation=accumulation)
+    if averaged is not None:
+        config.train.ema.parts = averaged
     config.mesh.update({'data': 1, 'min_shard_size': 64, **mesh})
     # Adam divides by the gradient's own size: without this, rounding decides where it is tiny.
     config.optimizer.eps = 1e-3
@@ -177,6 +181,16 @@ def test_pictures_are_panels_and_masks_are_exact(method):
     chex.assert_trees_all_equal_shapes_and_dtypes(state, expected)
     encoded = jax.eval_shape(objective.features, variables, batch['images'])
     assert encoded.tokens.shape == (BATCH, num_tokens, objective.encoder.width)
+
+
+def test_an_average_that_lacks_a_part_is_refused(method):
+    program = make_program(method)
+    needed, params = program.objective.averaged, program.abstract_state.variables['params']
+    if not needed:
+        pytest.skip('the method reads no average')
+    for part in needed:
+        with pytest.raises(UserError, match=rf'config\.train\.ema\.parts leaves out {part}, but'):
+            make_program(method, averaged=tuple(name for name in params if name != part))
 
 
 @pytest.mark.slow

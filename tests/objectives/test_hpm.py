@@ -287,9 +287,6 @@ def test_other_maskings_are_no_choice_here():
         configs.override(config, experiment.Experiment, [('objective.masking.name', 'grid')])
 
 
-def test_it_needs_the_average_of_everything(variables):
+def test_it_needs_the_average():
     with pytest.raises(UserError, match='ema.decay is none'):
         make(decay=None)
-    part = {'encoder': variables['ema']['encoder']}
-    with pytest.raises(UserError, match="ema.parts leaves out 'decoder'"):
-        make().mask({**variables, 'ema': part}, BATCH, 0)
