@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mim_jax import assembly, data, experiment, keys
 from mim_jax import config as configs
-from mim_jax import data, experiment, keys
 from mim_jax.data import Colors, Crop, DataConfig, augment, batch_spec, image_fields
 from mim_jax.data.embedded import EmbeddedScenes
 from mim_jax.errors import UserError
