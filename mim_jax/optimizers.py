@@ -25,7 +25,9 @@ class OptimizerConfig:
     cosine,
     `warmup_learning_rate` the first of the warm-up; `scale_ends` applies the rule to those two as
     well (SimMIM).
-    `multistep` multiplies the rate by `decay_factor` at each `decay_percent` of the run. A
+    `multistep` multiplies the rate by `decay_factor` at each `decay_percent` of the run. The decay
+    is laid out for `horizon` times the run's length, so that a run with a horizon above 1 ends in
+    the midst of it (CroCo: 2, I-JEPA: 1.25); the warm-up is as long as it says. A
     `layer_decay` below 1 multiplies the rate of a parameter by decay ** (distance from the top).
     `clip_norm` bounds the gradient's global norm.
     """
@@ -43,6 +45,7 @@ class OptimizerConfig:
     scale_ends: bool = False
     decay_percent: tuple[float, ...] = ()
     decay_factor: float = 0.1
+    horizon: float = 1.0
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8
@@ -53,6 +56,10 @@ class OptimizerConfig:
     def __post_init__(self):
         if self.learning_rate <= 0 or self.reference_batch <= 0:
             raise ValueError('learning_rate and reference_batch must be positive.')
+        if self.horizon < 1:
+            raise ValueError(
+                f'horizon = {self.horizon} must be at least 1: no schedule ends before its run.'
+            )
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise ValueError(
                 f'clip_norm = {self.clip_norm} must be positive; none turns clipping off.'
@@ -67,13 +74,12 @@ def make_schedule(config: OptimizerConfig, clock: Clock) -> Schedule:
     peak = config.learning_rate * factor
     start, end = config.warmup_learning_rate * ends, config.end_learning_rate * ends
     warmup = min(clock.steps(config, 'warmup', path='optimizer') or 0, clock.total_steps)
-    remaining = max(clock.total_steps - warmup, 1)
+    length = round(config.horizon * clock.total_steps)
+    remaining = max(length - warmup, 1)
     if config.schedule == 'cosine':
         main = optax.cosine_decay_schedule(peak, remaining, alpha=end / peak)
     elif config.schedule == 'multistep':
-        bounds = [
-            round(percent / 100 * clock.total_steps) - warmup for percent in config.decay_percent
-        ]
+        bounds = [round(percent / 100 * length) - warmup for percent in config.decay_percent]
         main = optax.piecewise_constant_schedule(peak, {b: config.decay_factor for b in bounds})
     else:
         main = optax.constant_schedule(peak)
