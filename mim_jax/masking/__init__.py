@@ -13,12 +13,14 @@ from mim_jax.masking.selection import (
     hidden_ids,
     visible_ids,
 )
+from mim_jax.masking.weighted import WeightedMasking
 
 __all__ = [
     'MASKINGS',
     'BlockMasking',
     'GridMasking',
     'RandomMasking',
+    'WeightedMasking',
     'drawn_by_weight',
     'hardest_first',
     'hidden_ids',
