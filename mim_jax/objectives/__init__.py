@@ -5,6 +5,7 @@ from mim_jax.objectives.byol import BYOL
 from mim_jax.objectives.classification import Classification
 from mim_jax.objectives.dtm import DTM
 from mim_jax.objectives.mae import MAE
+from mim_jax.objectives.maskalign import MaskAlign
 from mim_jax.objectives.simmim import SimMIM
 from mim_jax.objectives.vqkd import VQKD
 
@@ -14,6 +15,7 @@ OBJECTIVES = {
     'classification': Classification,
     'dtm': DTM,
     'mae': MAE,
+    'maskalign': MaskAlign,
     'simmim': SimMIM,
     'vqkd': VQKD,
 }
