@@ -41,11 +41,17 @@ class MAE(TokenPrediction):
         return visible_ids(mask, num_visible=num_visible)
 
     def decode(
-        self, params: Any, encoded: Encoded, visible: jax.Array, *, name: str = 'decoder'
+        self,
+        params: Any,
+        encoded: Encoded,
+        visible: jax.Array,
+        *,
+        name: str = 'decoder',
+        **context: Any,
     ) -> jax.Array:
         """Prediction float32 [B,N,D] at every patch from what the encoder says of the visible ones.
 
-        name: the part of `params` that holds the decoder.
+        name: the part of `params` that holds the decoder. context: what else it is given.
         """
         return self.decoder.apply(
             {'params': params[name]},
@@ -54,4 +60,5 @@ class MAE(TokenPrediction):
             grid=self.grid,
             features=params[name]['predict']['kernel'].shape[-1],
             class_token=encoded.class_token,
+            **context,
         )

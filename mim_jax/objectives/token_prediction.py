@@ -51,6 +51,14 @@ class TokenPrediction(Targeted):
         """Prediction float32 [B,N,D] for images [B,H,W,C] in [0, 1] with `mask` [B,N] hidden."""
         raise NotImplementedError
 
+    def predict_batch(
+        self, variables: Variables, batch: Batch, mask: jax.Array, drop_path_keys: Any = None
+    ) -> jax.Array:
+        """As `predict`, for a batch's `images`; a method that looks at its other views, too, says
+        how here.
+        """
+        return self.predict(variables, batch['images'], mask, drop_path_keys)
+
     def mask(self, variables: Variables, batch: Batch, step: jax.Array) -> jax.Array:
         return self.masking(keys.named(batch['keys'], 'mask'), grid=self.grid)
 
@@ -65,7 +73,7 @@ class TokenPrediction(Targeted):
         mask = self.mask(variables, batch, step)
         with jax.named_scope('student'):
             drop_path_keys = keys.named(batch['keys'], 'drop_path')
-            prediction = self.predict(variables, images, mask, drop_path_keys)
+            prediction = self.predict_batch(variables, batch, mask, drop_path_keys)
         with jax.named_scope('target'):
             target = self.targets(variables, images)
         with jax.named_scope('morphing'):
@@ -81,7 +89,7 @@ class TokenPrediction(Targeted):
         mask = self.mask(variables, batch, step)
         hidden, sheets = panels.Mask(mask), {}
         if hasattr(self.target, 'to_images'):
-            prediction = self.predict(variables, images, mask)
+            prediction = self.predict_batch(variables, batch, mask)
             shown = jnp.clip(self.target.to_images(prediction, images), 0, 1)
             sheets['reconstruction'] = [
                 hidden,
