@@ -3,6 +3,7 @@
 from mim_jax.objectives.beitv2 import BEiTv2
 from mim_jax.objectives.byol import BYOL
 from mim_jax.objectives.classification import Classification
+from mim_jax.objectives.croco import CroCo
 from mim_jax.objectives.dtm import DTM
 from mim_jax.objectives.mae import MAE
 from mim_jax.objectives.maskalign import MaskAlign
@@ -13,6 +14,7 @@ OBJECTIVES = {
     'beitv2': BEiTv2,
     'byol': BYOL,
     'classification': Classification,
+    'croco': CroCo,
     'dtm': DTM,
     'mae': MAE,
     'maskalign': MaskAlign,
