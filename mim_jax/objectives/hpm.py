@@ -150,7 +150,7 @@ class HPM(MAE):
         self, variables: Variables, batch: Batch, key: jax.Array, step: jax.Array
     ) -> Sheets:
         images, mask = batch['images'], self.mask(variables, batch, step)
-        prediction = self.predict(variables, images, mask)
+        prediction = self.predict(variables, batch, mask)
         losses = self.distance(prediction, self.targets(variables, images))
         losses = jnp.where(mask, losses, 0)  # nobody asked for the others
         hardness = [

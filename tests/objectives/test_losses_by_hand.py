@@ -33,7 +33,7 @@ def prepared(tiny_config):
         if method == 'classification':
             return objective, variables, batch, key
         mask = objective.mask(variables, batch, 0)
-        prediction = objective.predict(variables, images, mask)
+        prediction = objective.predict(variables, batch, mask)
         target = objective.targets(variables, images)
         arrays = (np.asarray(x) for x in (prediction, target, mask))
         return objective, variables, batch, key, *arrays
