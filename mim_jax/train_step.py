@@ -46,7 +46,7 @@ class TrainStep:
         seed: all randomness is a function of (seed, step, name).
         accumulation: microbatches per step; the update equals the full batch's.
         average: which parameters have an average `ema`.
-        ema_decay: function step -> decay of that average, or None.
+        average_decay: function step -> decay of that average, or None.
         mesh: the device mesh the batch is split over.
     """
 
@@ -57,13 +57,13 @@ class TrainStep:
     seed: int
     accumulation: int
     average: Average
-    ema_decay: Schedule | None
+    average_decay: Schedule | None
     mesh: jax.sharding.Mesh
 
     def init(self, images: jax.ShapeDtypeStruct | jax.Array) -> TrainState:
         """The state before the first step; `images` [B, H, W, C] gives the shapes. Traceable."""
         variables = self.objective.init(keys.named(jax.random.key(self.seed), 'init'), images)
-        if self.ema_decay is not None:
+        if self.average_decay is not None:
             variables['ema'] = jax.tree.map(jnp.array, self.average.of(variables['params']))
         opt_state = self.optimizer.init(variables['params'])
         return TrainState(jnp.zeros((), jnp.int32), variables, opt_state)
@@ -81,8 +81,8 @@ class TrainStep:
         variables = {**state.variables, 'params': params}
         if extra:
             variables['state'] = extra
-        if self.ema_decay is not None:
-            decay = self.ema_decay(state.step)
+        if self.average_decay is not None:
+            decay = self.average_decay(state.step)
             variables['ema'] = averages.moved(variables['ema'], params, decay)
         metrics |= {
             'learning_rate': jnp.asarray(self.schedule(state.step), jnp.float32),

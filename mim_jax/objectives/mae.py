@@ -44,12 +44,13 @@ class MAE(TokenPrediction):
         self,
         params: Any,
         encoded: Encoded,
-        visible: jax.Array,
+        visible: jax.Array | None,
         *,
         name: str = 'decoder',
         **context: Any,
     ) -> jax.Array:
-        """Prediction float32 [B,N,D] at every patch from what the encoder says of the visible ones.
+        """Prediction float32 [B,N,D] at every patch from what the encoder says of the places
+        `visible` [B,K] (None: of all).
 
         name: the part of `params` that holds the decoder. context: what else it is given.
         """
