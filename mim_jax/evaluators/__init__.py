@@ -7,6 +7,7 @@ training and the test images, and yields (name, value). It knows no model and no
 from mim_jax.evaluators.base import Evaluator
 from mim_jax.evaluators.features import POOLINGS, Features, collect, pool_tokens, pooled
 from mim_jax.evaluators.fewshot import FewShot
+from mim_jax.evaluators.health import Health
 from mim_jax.evaluators.knn import KNN
 from mim_jax.evaluators.subset import EvenlySpaced
 
@@ -18,9 +19,10 @@ __all__ = [
     'EvenlySpaced',
     'Features',
     'FewShot',
+    'Health',
     'collect',
     'pool_tokens',
     'pooled',
 ]
 
-EVALUATORS: dict[str, type[Evaluator]] = {'knn': KNN, 'fewshot': FewShot}
+EVALUATORS: dict[str, type[Evaluator]] = {'knn': KNN, 'fewshot': FewShot, 'health': Health}

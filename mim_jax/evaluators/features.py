@@ -101,6 +101,11 @@ def pooled(parts: Mapping[str, Features], *, pool: Pool) -> Features:
     return dataclasses.replace(chosen[0], rows=rows)
 
 
+def unit(rows: np.ndarray) -> np.ndarray:
+    """Rows [n,D] divided by their norms; zeros stay."""
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
 def check_fields(evaluator: Any) -> None:
     """Raises ValueError for a wrong value among the fields that evaluators share."""
     if evaluator.pool not in POOLINGS:

@@ -21,7 +21,14 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mim_jax.evaluators.base import Test
-from mim_jax.evaluators.features import Features, Pool, check_fields, check_labels, gather
+from mim_jax.evaluators.features import (
+    Features,
+    Pool,
+    check_fields,
+    check_labels,
+    gather,
+    unit,
+)
 
 # Chunks of the similarity matrix: 512 test rows per device times 8192 training rows (16 MiB).
 TEST_ROWS = 512
@@ -94,11 +101,6 @@ class KNN:
             yield f'top1{suffix}', float(np.mean(ranks < 1))
             if num_classes > 5:
                 yield f'top5{suffix}', float(np.mean(ranks < 5))
-
-
-def unit(rows: np.ndarray) -> np.ndarray:
-    """Rows [n,D] divided by their norms; zeros stay."""
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
 def nearest(

@@ -9,6 +9,7 @@ import pytest
 from mim_jax import config
 from mim_jax.errors import UserError
 from mim_jax.evaluators import EVALUATORS, KNN, knn
+from mim_jax.evaluators.features import unit
 from tests.evaluators.processes import run_two
 from tests.evaluators.splits import make_split
 
@@ -72,9 +73,9 @@ def test_without_test_images_each_is_judged_by_the_others():
     (top1,) = KNN(k=7).run(train, None, num_classes=4)
     assert top1 == ('top1', pytest.approx(expected)) and 0.4 < expected < 1
     _, ids = knn.nearest(
-        knn.unit(train.rows),
+        unit(train.rows),
         train.numbers,
-        knn.unit(train.rows),
+        unit(train.rows),
         k=200,
         train_ids=train.numbers,
         excluded=train.numbers,
