@@ -9,6 +9,7 @@ from mim_jax.evaluators.features import POOLINGS, Features, collect, pool_tokens
 from mim_jax.evaluators.fewshot import FewShot
 from mim_jax.evaluators.health import Health
 from mim_jax.evaluators.knn import KNN
+from mim_jax.evaluators.linear import Linear
 from mim_jax.evaluators.subset import EvenlySpaced
 
 __all__ = [
@@ -20,9 +21,15 @@ __all__ = [
     'Features',
     'FewShot',
     'Health',
+    'Linear',
     'collect',
     'pool_tokens',
     'pooled',
 ]
 
-EVALUATORS: dict[str, type[Evaluator]] = {'knn': KNN, 'fewshot': FewShot, 'health': Health}
+EVALUATORS: dict[str, type[Evaluator]] = {
+    'knn': KNN,
+    'fewshot': FewShot,
+    'linear': Linear,
+    'health': Health,
+}
