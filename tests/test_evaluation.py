@@ -12,7 +12,7 @@ from mim_jax import data, experiment, panels, sharding
 from mim_jax.data import Colors, View
 from mim_jax.errors import UserError
 from mim_jax.evaluation import Evaluation
-from mim_jax.evaluators import EVALUATORS
+from mim_jax.evaluators import EVALUATORS, KNN, FewShot, Health, Linear
 from mim_jax.objectives import Classification
 from mim_jax.program import Program
 from mim_jax.visualize import draw
@@ -164,6 +164,18 @@ def test_features_are_the_same_on_any_mesh_and_batch(class_token_run, batch_size
     for i in range(2):
         mean, token, both = (given[0][pool][i].rows for pool in ('mean', 'class', 'both'))
         np.testing.assert_array_equal(both, np.concatenate([token, mean], axis=1))
+
+
+def test_figures_are_the_same_on_any_mesh_and_batch(class_token_run):
+    evaluators = {
+        'knn': KNN(k=(3, 10), pool='both'),
+        'fewshot': FewShot(shots=(1, 3), pool='class'),
+        'linear': Linear(epochs=20, warmup_epochs=2, learning_rates=(1.0, 30.0)),
+        'health': Health(max_train=50),
+    }
+    one, _ = evaluate(class_token_run(devices=1, batch_size=16), evaluators)
+    many, _ = evaluate(class_token_run(devices=8, batch_size=24), evaluators)
+    assert len(one) == 14 and one == pytest.approx(many, rel=1e-4)
 
 
 def test_evaluators_share_one_pass_over_a_set(class_token_run, monkeypatch):
