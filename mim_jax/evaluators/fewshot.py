@@ -40,7 +40,7 @@ class FewShot:
 
     shots: tuple[int, ...] = (1, 5, 10, 25)
     draws: int = 5
-    l2: float | tuple[float, ...] = (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2)
+    l2: tuple[float, ...] = (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2)
     pool: Pool = 'mean'
     max_train: int | None = None
     max_test: int | None = None
@@ -50,13 +50,9 @@ class FewShot:
             raise ValueError(f'shots must be at least 1, not {self.shots}')
         if self.draws < 1:
             raise ValueError(f'draws must be at least 1, not {self.draws}')
-        if not self.all_l2 or not min(self.all_l2) > 0:
+        if not self.l2 or not min(self.l2) > 0:
             raise ValueError(f'l2 must be positive, not {self.l2}')
         check_fields(self)
-
-    @property
-    def all_l2(self) -> tuple[float, ...]:
-        return (self.l2,) if isinstance(self.l2, float) else tuple(self.l2)
 
     def run(
         self, train: Features, test: Features, *, num_classes: int
@@ -81,7 +77,7 @@ class FewShot:
             rows = drawn.rows[np.searchsorted(drawn.numbers, numbers[ids])]
             for i, shots in enumerate(self.shots):
                 targets = np.repeat(np.arange(num_classes), shots)
-                model = fit(rows[:, :shots].reshape(len(targets), -1), targets, l2=self.all_l2)
+                model = fit(rows[:, :shots].reshape(len(targets), -1), targets, l2=self.l2)
                 correct = np.array([np.sum(model.classify(test.rows) == test.labels)])
                 accuracies[i, draw] = gather(correct).sum()
         accuracies /= gather(np.array([len(test.rows)])).sum()

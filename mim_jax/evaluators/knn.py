@@ -50,7 +50,8 @@ class KNN:
     labels: ClassVar[bool] = True
     test: ClassVar[Test] = 'optional'
 
-    k: int | tuple[int, ...] = 20
+    # A tuple, so that a config file can assign several; the command line may give one number.
+    k: int | tuple[int, ...] = (20,)
     temperature: float = 0.07
     pool: Pool = 'mean'
     max_train: int | None = None

@@ -80,7 +80,7 @@ def test_shots_are_drawn_from_each_class_and_nested():
 
 def test_mean_and_interval_over_the_draws():
     train, test = make_split(0, 300), make_split(1, 90)
-    result = dict(FewShot(shots=(1, 5), draws=4, l2=0.5).run(train, test, num_classes=4))
+    result = dict(FewShot(shots=(1, 5), draws=4, l2=(0.5,)).run(train, test, num_classes=4))
     assert list(result) == ['top1_1shot', 'top1_1shot_ci95', 'top1_5shot', 'top1_5shot_ci95']
     for shots in (1, 5):
         accuracies = []
@@ -111,7 +111,14 @@ def test_too_few_images_and_wrong_fields_are_user_errors():
     with pytest.raises(UserError, match='3 classes'):
         list(FewShot().run(train, test, num_classes=3))
     assert EVALUATORS['fewshot'] is FewShot
-    for section in ({'shots': ()}, {'shots': (0,)}, {'draws': 0}, {'l2': 0.0}, {'pool': 'max'}):
+    for section in (
+        {'shots': ()},
+        {'shots': (0,)},
+        {'draws': 0},
+        {'l2': (0.0,)},
+        {'l2': ()},
+        {'pool': 'max'},
+    ):
         with pytest.raises(UserError, match='eval.fewshot'):
             config.build(FewShot, section, path='eval.fewshot')
 

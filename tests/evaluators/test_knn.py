@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from mim_jax import config
+from mim_jax import config, experiment
 from mim_jax.errors import UserError
 from mim_jax.evaluators import EVALUATORS, KNN, knn
 from mim_jax.evaluators.features import unit
@@ -150,6 +150,9 @@ def test_empty_split_and_wrong_labels_are_user_errors():
 
 
 def test_config_section():
+    config_file = experiment.default_config('mae')
+    config_file.eval.knn.k = (10, 20)
+    assert experiment.from_config(config_file).eval.knn.all_k == (10, 20)
     assert config.build(EVALUATORS['knn'], {'k': (10, 20), 'pool': 'both'}, path='eval.knn') == (
         KNN(k=(10, 20), pool='both')
     )
