@@ -1,7 +1,10 @@
 """What a run evaluates and draws: every view of the objective, evaluators by their registry."""
 
 import dataclasses
+import re
+import sys
 import types
+from pathlib import Path
 from typing import ClassVar
 
 import jax
@@ -197,6 +200,20 @@ def test_evaluators_share_one_pass_over_a_set(class_token_run, monkeypatch):
     assert sorted(passes) == [20, 32, 64]
     (a, test), (d, unused) = evaluators['a'].given[0], evaluators['d'].given[0]
     assert len(a.rows) == 64 and len(test.rows) == 32 and len(d.rows) == 20 and unused is None
+
+
+def test_the_worked_example_of_an_evaluator_runs(class_token_run, monkeypatch):
+    text = (Path(__file__).parents[1] / 'docs' / 'evaluation.md').read_text()
+    code = re.search(r'<!-- test: evaluator -->\n```python\n(.*?)```', text, re.DOTALL).group(1)
+    module = types.ModuleType('share')
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(code, module.__dict__)
+    seen = Seen()
+    evaluators = {'share': module.Share(), 'seen': seen}
+    figures, _ = evaluate(class_token_run(devices=1, batch_size=16), evaluators)
+    labels = seen.given[0][0].labels
+    expected = max(np.sum(labels == c) for c in range(10)) / 64
+    assert figures['eval/share/share'] == pytest.approx(expected)
 
 
 def test_what_can_be_evaluated_without_labels_or_test_images(class_token_run):

@@ -4,8 +4,16 @@ An evaluator is a frozen dataclass whose fields are its config section. It takes
 training and the test images, and yields (name, value). It knows no model and no objective.
 """
 
-from mim_jax.evaluators.base import Evaluator
-from mim_jax.evaluators.features import POOLINGS, Features, collect, pool_tokens, pooled
+from mim_jax.evaluators.base import Evaluator, Test
+from mim_jax.evaluators.features import (
+    POOLINGS,
+    Features,
+    Pool,
+    collect,
+    gather,
+    pool_tokens,
+    pooled,
+)
 from mim_jax.evaluators.fewshot import FewShot
 from mim_jax.evaluators.health import Health
 from mim_jax.evaluators.knn import KNN
@@ -22,7 +30,10 @@ __all__ = [
     'FewShot',
     'Health',
     'Linear',
+    'Pool',
+    'Test',
     'collect',
+    'gather',
     'pool_tokens',
     'pooled',
 ]

@@ -19,7 +19,7 @@ from mim_jax.evaluators.features import Features, Pool, check_fields, gather, un
 
 EPSILON = 1e-7  # RankMe's
 TEMPERATURE = 2.0  # the paper's t of the uniformity
-ROWS = 1024  # features whose distances to all others are held at once
+ROWS = 1024  # features that are worked on at once, in float64 or with all others
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +55,11 @@ def singular_values(rows: np.ndarray) -> np.ndarray:
     """Those of the features [N,D] of all processes, of which `rows` [n,D] are this one's: float64
     [min(N,D)], rising. From the Gram matrix of the columns, which is all that travels.
     """
-    x = rows.astype(np.float64)
-    gram = gather((x.T @ x)[None]).sum(axis=0)
+    gram = np.zeros((rows.shape[1],) * 2)
+    for start in range(0, len(rows), ROWS):
+        part = rows[start : start + ROWS].astype(np.float64)
+        gram += part.T @ part
+    gram = gather(gram[None]).sum(axis=0)
     count = int(gather(np.array([len(rows)])).sum())
     squares = np.linalg.eigvalsh(gram)[-min(count, len(gram)) :]
     return np.sqrt(np.maximum(squares, 0))

@@ -93,11 +93,12 @@ class Linear:
         if len(train.rows) < 2:
             raise UserError('The linear evaluator needs two training images or more, not 1.')
         held, trained = self._split(train)
-        mean = trained.rows.mean(axis=0, dtype=np.float64)
-        scale = 1 / np.sqrt(trained.rows.var(axis=0, dtype=np.float64) + VARIANCE_EPSILON)
+        mean = trained.rows.mean(axis=0, dtype=np.float64).astype(np.float32)
+        variance = np.mean(np.square(trained.rows - mean), axis=0, dtype=np.float64)
+        scale = (1 / np.sqrt(variance + VARIANCE_EPSILON)).astype(np.float32)
 
         def normalised(features: Features) -> np.ndarray:
-            return ((features.rows - mean) * scale).astype(np.float32)
+            return (features.rows - mean) * scale
 
         # One device, whatever mesh the trainer has set.
         mesh = Mesh(np.array(jax.local_devices()[:1]), ('one',), axis_types=(AxisType.Auto,))
