@@ -1,8 +1,8 @@
-"""The evaluators of a run, and what they are fed: the encoder's features of labelled images."""
+"""The evaluators of a run, and what they are fed: the encoder's features of sets of images."""
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -10,55 +10,73 @@ import numpy as np
 
 from mim_jax import data, sharding
 from mim_jax.errors import UserError
-from mim_jax.evaluators import EvenlySpaced, pool_tokens
+from mim_jax.evaluators import (
+    POOLINGS,
+    Evaluator,
+    EvenlySpaced,
+    Features,
+    collect,
+    pool_tokens,
+    pooled,
+)
 from mim_jax.program import Program
 
 
 class Evaluation:
     """Runs the evaluators of the config section `eval` on the variables of a program.
 
-    `missing` says why nothing is evaluated, where the data has no labels or no evaluation split;
+    `missing` says which of them are left out, where the data has no labels or no evaluation split;
     otherwise it is None. `views` are the objective's as they are drawn, of which evaluators see
     `images` alone.
     """
 
     def __init__(self, program: Program, source: data.Source):
         self._program = program
-        self._source = source
         self._config = program.run.data
-        self._features = {}
-        self._test = None
-        self.missing = None
+        self._sources = {'train': source}
         self.views = data.eval_views(self._config, program.views)
         self._num_classes = data.num_classes(source.fields)
-        if self._num_classes is None:
-            self.missing = 'No evaluation: the training images have no labels.'
-        elif self._config.eval_split is None:
-            self.missing = 'No evaluation: config.data.eval_split is none.'
-        elif program.run.eval.evaluators:
-            size = program.run.eval.batch_size or self._config.batch_size
-            sharding.check_batch(size, program.mesh, field='eval.batch_size')
-            self._test = data.make_source(self._config, split=self._config.eval_split)
+        self._evaluators, self.missing = _possible(
+            {name: getattr(program.run.eval, name) for name in program.run.eval.evaluators},
+            labels=self._num_classes is not None,
+            test=self._config.eval_split is not None,
+        )
+        if self._evaluators:
+            sharding.check_batch(self._batch_size, program.mesh, field='eval.batch_size')
+        if self._config.eval_split is not None and any(
+            evaluator.test != 'unused' for evaluator in self._evaluators.values()
+        ):
+            self._sources['test'] = data.make_source(self._config, split=self._config.eval_split)
+            self._check_labels()
 
     def run(self, variables: dict[str, Any]) -> dict[str, float]:
         """All evaluators' figures, as {'eval/knn/top1': …}."""
-        if self._test is None:
-            return {}
         run = self._program.run
-        if run.eval.use_ema:
+        if self._evaluators and run.eval.use_ema:
             if 'encoder' not in variables.get('ema', {}):
                 raise UserError(
                     'config.eval.use_ema = True needs an average of the encoder; set '
                     'config.train.ema.decay (and parts, if given, to hold the encoder).'
                 )
             variables = {**variables, 'params': variables['ema']}
+
+        @functools.cache
+        def encoded(split: str, count: int) -> dict[str, Features]:
+            """Each set of images is encoded once, whoever asks for it."""
+            source = EvenlySpaced(self._sources[split], count)
+            return collect(functools.partial(self._parts, variables), self._batches(source))
+
+        def features(evaluator: Evaluator, split: str) -> Features | None:
+            if split not in self._sources or (split == 'test' and evaluator.test == 'unused'):
+                return None
+            source = EvenlySpaced(self._sources[split], getattr(evaluator, f'max_{split}'))
+            return pooled(encoded(split, len(source)), pool=evaluator.pool)
+
         values = {}
-        for name in run.eval.evaluators:
-            evaluator = getattr(run.eval, name)
+        for name, evaluator in self._evaluators.items():
             results = evaluator.run(
-                functools.partial(self._feature_fn(evaluator.pool), variables),
-                self._batches(EvenlySpaced(self._source, evaluator.max_train)),
-                self._batches(EvenlySpaced(self._test, evaluator.max_test)),
+                features(evaluator, 'train'),
+                features(evaluator, 'test'),
                 num_classes=self._num_classes,
             )
             values |= {f'eval/{name}/{metric}': value for metric, value in results}
@@ -66,36 +84,70 @@ class Evaluation:
 
     def sample(self, count: int) -> dict[str, np.ndarray]:
         """Up to `count` items in `views`, for pictures: evaluation data if there is any."""
-        source = EvenlySpaced(self._source if self._test is None else self._test, count)
+        source = EvenlySpaced(self._sources.get('test', self._sources['train']), count)
         batches = data.eval_batches(source, self._config, views=self.views, batch_size=len(source))
         return next(iter(batches))
+
+    def _check_labels(self) -> None:
+        """Raises UserError where the evaluation split has other labels than the training split."""
+        found = data.num_classes(self._sources['test'].fields)
+        names = [name for name, evaluator in self._evaluators.items() if evaluator.labels]
+        if names and found != self._num_classes:
+            has = 'no labels' if found is None else f'{found} classes'
+            raise UserError(
+                f'config.data.eval_split = {self._config.eval_split!r} has {has}, the training '
+                f'split {self._num_classes} classes, so that {", ".join(names)} cannot compare '
+                'them; give both the same classes, or set eval_split to none.'
+            )
+
+    @property
+    def _batch_size(self) -> int:
+        return self._program.run.eval.batch_size or self._config.batch_size
 
     def _batches(self, source: data.Source) -> Iterable[dict[str, np.ndarray]]:
         return data.eval_batches(
             source,
             self._config,
             views={'images': dataclasses.replace(self.views['images'], boxes=False, maps=())},
-            batch_size=self._program.run.eval.batch_size or self._config.batch_size,
+            batch_size=self._batch_size,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
 
-    def _feature_fn(self, pool: str) -> Callable[[dict, np.ndarray], jax.Array]:
-        """The jitted feature function of a pooling, compiled once for the whole run."""
-        if pool not in self._features:
-            program = self._program
+    def _parts(self, variables: dict[str, Any], images: np.ndarray) -> dict[str, jax.Array]:
+        """What the poolings are made of, float32 [B,D] each over the mesh."""
+        # Only the encoder's input is put on the devices; the labels stay here.
+        batch = sharding.put_batch({'images': images}, self._program.mesh)
+        return self._compiled({'params': variables['params']}, batch['images'])
 
-            def features(variables: dict, images: jax.Array) -> jax.Array:
-                images = images.astype('float32') / 255
-                return pool_tokens(program.objective.features(variables, images), pool=pool)
+    @functools.cached_property
+    def _compiled(self) -> Any:
+        """The feature function, compiled once for the whole run: the parts of all the evaluators'
+        poolings from one pass through the encoder.
+        """
+        objective = self._program.objective
+        parts = {part for e in self._evaluators.values() for part in POOLINGS[e.pool]}
 
-            place = sharding.batch_sharding(program.mesh)
-            compiled = jax.jit(features, out_shardings=place)
+        def features(variables: dict, images: jax.Array) -> dict[str, jax.Array]:
+            encoded = objective.features(variables, images.astype('float32') / 255)
+            return {part: pool_tokens(encoded, pool=part) for part in sorted(parts)}
 
-            def run(variables: dict, images: np.ndarray) -> jax.Array:
-                # Only the encoder's input is put on the devices; the labels stay here.
-                batch = sharding.put_batch({'images': images}, program.mesh)
-                return compiled({'params': variables['params']}, batch['images'])
+        return jax.jit(features, out_shardings=sharding.batch_sharding(self._program.mesh))
 
-            self._features[pool] = run
-        return self._features[pool]
+
+def _possible(
+    evaluators: dict[str, Evaluator], *, labels: bool, test: bool
+) -> tuple[dict[str, Evaluator], str | None]:
+    """The evaluators that have what they need, and a word on the others."""
+    unlabelled = [name for name, e in evaluators.items() if e.labels and not labels]
+    testless = [name for name, e in evaluators.items() if e.test == 'needed' and not test]
+    words = []
+    if unlabelled:
+        words.append(
+            f'No evaluation by {", ".join(unlabelled)}: the training images have no labels.'
+        )
+    if testless:
+        words.append(f'No evaluation by {", ".join(testless)}: config.data.eval_split is none.')
+    left_out = {*unlabelled, *testless}
+    kept = {name: e for name, e in evaluators.items() if name not in left_out}
+    return kept, ' '.join(words) or None

@@ -1,16 +1,21 @@
 """What a run evaluates and draws: every view of the objective, evaluators by their registry."""
 
 import dataclasses
+import re
+import sys
+import types
+from pathlib import Path
+from typing import ClassVar
 
 import jax
 import numpy as np
 import pytest
 
-from mim_jax import data, experiment, sharding
+from mim_jax import data, experiment, panels, sharding
 from mim_jax.data import Colors, View
 from mim_jax.errors import UserError
 from mim_jax.evaluation import Evaluation
-from mim_jax.evaluators import EVALUATORS
+from mim_jax.evaluators import EVALUATORS, KNN, FewShot, Health, Linear
 from mim_jax.objectives import Classification
 from mim_jax.program import Program
 from mim_jax.visualize import draw
@@ -41,7 +46,7 @@ class ManyViews(Classification):
 
     def pictures(self, variables, batch, key, step):
         mask = batch['crop_mask'].reshape(-1, 4, 8, 4, 8).mean((2, 4)) > 0.5
-        return {'mask': mask.reshape(-1, 16)}
+        return {'mask': [panels.Mask(mask.reshape(-1, 16))]}
 
 
 def make_run(tiny_config, **fields):
@@ -88,10 +93,142 @@ def test_every_evaluator_has_its_section_by_the_registry(tiny_config):
     config = tiny_config('simmim')
     assert set(EVALUATORS) <= set(config.eval)
     config.eval.evaluators = ('knn', 'kmn')
-    with pytest.raises(UserError, match="config.eval: evaluators: 'kmn' is none of knn"):
+    with pytest.raises(UserError, match="config.eval: evaluators: 'kmn' is none of .*knn"):
         experiment.from_config(config)
     sections = {f.name: f.type for f in dataclasses.fields(experiment.EvalConfig)}
     assert {name: sections[name] for name in EVALUATORS} == EVALUATORS
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """An evaluator of nothing: keeps what it is given."""
+
+    labels: ClassVar[bool] = False
+    test: ClassVar[str] = 'optional'
+
+    pool: str = 'mean'
+    max_train: int | None = None
+    max_test: int | None = None
+    given: list = dataclasses.field(default_factory=list)
+
+    def run(self, train, test, *, num_classes):
+        self.given.append((train, test))
+        yield 'classes', num_classes
+
+
+class Blind(Seen):
+    test = 'unused'
+
+
+class Strict(Seen):
+    labels, test = True, 'needed'
+
+
+def evaluate(run, evaluators, *, labels=True):
+    """Figures and `missing` of evaluators by name, in a program of fresh weights."""
+    section = types.SimpleNamespace(
+        evaluators=tuple(evaluators), use_ema=False, batch_size=run.data.batch_size, **evaluators
+    )
+    run = dataclasses.replace(run, eval=section)
+    source = data.make_source(run.data, split='train')
+    if not labels:
+        source.fields = tuple(field for field in source.fields if field.name != 'label')
+    program = make_program(run, source)
+    evaluation = Evaluation(program, source)
+    return evaluation.run(program.init({}).variables), evaluation.missing
+
+
+@pytest.fixture
+def class_token_run(tiny_config):
+    def make(*, devices, batch_size):
+        config = tiny_config('classification')
+        config.mesh.data = devices
+        config.data.batch_size = batch_size
+        config.model.class_token = True
+        return experiment.from_config(config)
+
+    return make
+
+
+@pytest.mark.parametrize('batch_size', [8, 24])
+def test_features_are_the_same_on_any_mesh_and_batch(class_token_run, batch_size):
+    given = []
+    for devices, size in (1, 16), (8, batch_size):
+        seen = {pool: Seen(pool=pool, max_train=50) for pool in ('mean', 'class', 'both')}
+        figures, missing = evaluate(class_token_run(devices=devices, batch_size=size), seen)
+        assert missing is None and figures['eval/mean/classes'] == 10
+        given.append({pool: evaluator.given[0] for pool, evaluator in seen.items()})
+    for pool, sets in given[0].items():
+        for one, many, count in zip(sets, given[1][pool], (50, 32), strict=True):
+            assert one.numbers.tolist() == many.numbers.tolist() == [*range(count)]
+            assert one.labels.tolist() == many.labels.tolist() and len({*one.labels}) > 5
+            np.testing.assert_allclose(one.rows, many.rows, atol=1e-5)
+            assert one.rows.std() > 0.1
+    for i in range(2):
+        mean, token, both = (given[0][pool][i].rows for pool in ('mean', 'class', 'both'))
+        np.testing.assert_array_equal(both, np.concatenate([token, mean], axis=1))
+
+
+def test_figures_are_the_same_on_any_mesh_and_batch(class_token_run):
+    evaluators = {
+        'knn': KNN(k=(3, 10), pool='both'),
+        'fewshot': FewShot(shots=(1, 3), pool='class'),
+        'linear': Linear(epochs=20, warmup_epochs=2, learning_rates=(1.0, 30.0)),
+        'health': Health(max_train=50),
+    }
+    one, _ = evaluate(class_token_run(devices=1, batch_size=16), evaluators)
+    many, _ = evaluate(class_token_run(devices=8, batch_size=24), evaluators)
+    assert len(one) == 14 and one == pytest.approx(many, rel=1e-4)
+
+
+def test_evaluators_share_one_pass_over_a_set(class_token_run, monkeypatch):
+    passes = []
+    real = data.eval_batches
+
+    def counted(source, *arguments, **options):
+        passes.append(len(source))
+        return real(source, *arguments, **options)
+
+    monkeypatch.setattr(data, 'eval_batches', counted)
+    evaluators = {
+        'a': Seen(),
+        'b': Seen(pool='class', max_train=1000),
+        'c': Seen(pool='both', max_train=20),
+        'd': Blind(max_train=20),
+    }
+    evaluate(class_token_run(devices=1, batch_size=16), evaluators)
+    assert sorted(passes) == [20, 32, 64]
+    (a, test), (d, unused) = evaluators['a'].given[0], evaluators['d'].given[0]
+    assert len(a.rows) == 64 and len(test.rows) == 32 and len(d.rows) == 20 and unused is None
+
+
+def test_the_worked_example_of_an_evaluator_runs(class_token_run, monkeypatch):
+    text = (Path(__file__).parents[1] / 'docs' / 'evaluation.md').read_text()
+    code = re.search(r'<!-- test: evaluator -->\n```python\n(.*?)```', text, re.DOTALL).group(1)
+    module = types.ModuleType('share')
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(code, module.__dict__)
+    seen = Seen()
+    evaluators = {'share': module.Share(), 'seen': seen}
+    figures, _ = evaluate(class_token_run(devices=1, batch_size=16), evaluators)
+    labels = seen.given[0][0].labels
+    expected = max(np.sum(labels == c) for c in range(10)) / 64
+    assert figures['eval/share/share'] == pytest.approx(expected)
+
+
+def test_what_can_be_evaluated_without_labels_or_test_images(class_token_run):
+    run = class_token_run(devices=1, batch_size=16)
+    tokens = dataclasses.replace(run, objective=experiment.OBJECTIVES['mae']())
+    evaluators = {'seen': Seen(), 'blind': Blind(), 'strict': Strict()}
+    figures, missing = evaluate(tokens, evaluators, labels=False)
+    assert figures == {'eval/seen/classes': None, 'eval/blind/classes': None}
+    assert missing == 'No evaluation by strict: the training images have no labels.'
+    assert evaluators['seen'].given[0][0].labels is None
+    alone = dataclasses.replace(run, data=dataclasses.replace(run.data, eval_split=None))
+    figures, missing = evaluate(alone, evaluators)
+    assert figures == {'eval/seen/classes': 10, 'eval/blind/classes': 10}
+    assert missing == 'No evaluation by strict: config.data.eval_split is none.'
+    assert evaluators['seen'].given[1][1] is None
 
 
 def test_without_one_label_there_is_nothing_to_evaluate(tiny_config):
@@ -101,3 +238,13 @@ def test_without_one_label_there_is_nothing_to_evaluate(tiny_config):
     evaluation = Evaluation(make_program(run, source), source)
     assert 'no labels' in evaluation.missing and evaluation.run({}) == {}
     assert jax.tree.map(np.shape, evaluation.sample(2)).keys() == {'images', 'index', 'valid'}
+
+
+def test_an_evaluation_split_without_the_labels_is_one_sentence(tiny_config, monkeypatch):
+    run = make_run(tiny_config)
+    source = data.make_source(run.data, split='train')
+    program = make_program(run, source)
+    bare = types.SimpleNamespace(fields=data.image_fields())
+    monkeypatch.setattr(data, 'make_source', lambda config, split: bare)
+    with pytest.raises(UserError, match="eval_split = 'test' has no labels, the training split 10"):
+        Evaluation(program, source)

@@ -12,16 +12,23 @@ that neither the similarities nor the training features have to fit at once.
 
 import dataclasses
 import functools
-import math
 from collections.abc import Iterator
-from typing import Literal
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from mim_jax.errors import UserError
+from mim_jax.evaluators.base import Test
+from mim_jax.evaluators.features import (
+    Features,
+    Pool,
+    check_fields,
+    check_labels,
+    gather,
+    unit,
+)
 
 # Chunks of the similarity matrix: 512 test rows per device times 8192 training rows (16 MiB).
 TEST_ROWS = 512
@@ -34,14 +41,19 @@ class KNN:
 
     k: neighbours that vote; with several, the first is the headline.
     temperature: of the votes' weights.
-    pool: feature of an image, the mean of its patch tokens or the class token.
-    max_train, max_test: use only the first so many images of each split (None: all); batches over
-      `evaluators.EvenlySpaced` make them so many from all over the split.
+    pool: feature of an image, see `evaluators.POOLINGS`.
+    max_train, max_test: use only so many images of each split, evenly spaced over it (None: all).
+
+    Without test images the training images are the test: leave-one-out, each against the others.
     """
 
-    k: int | tuple[int, ...] = 20
+    labels: ClassVar[bool] = True
+    test: ClassVar[Test] = 'optional'
+
+    # A tuple, so that a config file can assign several; the command line may give one number.
+    k: int | tuple[int, ...] = (20,)
     temperature: float = 0.07
-    pool: Literal['mean', 'class'] = 'mean'
+    pool: Pool = 'mean'
     max_train: int | None = None
     max_test: int | None = None
 
@@ -50,18 +62,14 @@ class KNN:
             raise ValueError(f'k must be at least 1, not {self.k}')
         if not self.temperature > 0:
             raise ValueError(f'temperature must be positive, not {self.temperature}')
-        if self.pool not in ('mean', 'class'):
-            raise ValueError(f"pool must be 'mean' or 'class', not {self.pool!r}")
-        for name in ('max_train', 'max_test'):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f'{name} must be at least 1 or none, not {getattr(self, name)}')
+        check_fields(self)
 
     @property
     def all_k(self) -> tuple[int, ...]:
         return (self.k,) if isinstance(self.k, int) else tuple(self.k)
 
     def run(
-        self, feature_fn, train_batches, test_batches, *, num_classes: int
+        self, train: Features, test: Features | None, *, num_classes: int
     ) -> Iterator[tuple[str, float]]:
         """Yields ('top1', share correct in 0..1), ('top5', …) where there are more than 5 classes,
         and for every further k ('top1_k10', …), ….
@@ -69,17 +77,24 @@ class KNN:
         See `evaluators.Evaluator` for the arguments. Raises UserError for an empty split or labels
         outside 0..num_classes-1.
         """
-        train, train_labels = collect(feature_fn, train_batches, limit=self.max_train)
-        test, test_labels = collect(feature_fn, test_batches, limit=self.max_test)
-        test, test_labels = gather(test), gather(test_labels)
-        _check_labels(gather(train_labels), num_classes=num_classes, split='training')
-        _check_labels(test_labels, num_classes=num_classes, split='test')
-        similarities, labels = nearest(train, train_labels, test, k=max(self.all_k))
+        check = functools.partial(check_labels, num_classes=num_classes, evaluator='kNN')
+        check(train, split='training')
+        if test is not None:
+            check(test, split='test')
+        queries = (train if test is None else test).gathered()
+        similarities, labels = nearest(
+            unit(train.rows),
+            train.labels,
+            unit(queries.rows),
+            k=max(self.all_k),
+            train_ids=train.numbers,
+            excluded=queries.numbers if test is None else None,
+        )
         for k in self.all_k:
             ranks = label_ranks(
                 similarities[:, :k],
                 labels[:, :k],
-                test_labels,
+                queries.labels,
                 temperature=self.temperature,
                 num_classes=num_classes,
             )
@@ -89,80 +104,23 @@ class KNN:
                 yield f'top5{suffix}', float(np.mean(ranks < 5))
 
 
-def _check_labels(labels: np.ndarray, *, num_classes: int, split: str) -> None:
-    if not len(labels):
-        raise UserError(f'The kNN evaluator got no {split} images: is the split empty?')
-    if not 0 <= labels.min() <= labels.max() < num_classes:
-        raise UserError(
-            f'The kNN evaluator got {split} labels from {labels.min()} to {labels.max()}, '
-            f'but the data source says {num_classes} classes.'
-        )
-
-
-def collect(feature_fn, batches, *, limit: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """This process's share: unit features float32 [n,D] and labels int32 [n].
-
-    Global batch i is made of every process's i-th batch, in order; of the rows so numbered, those
-    from `limit` on are left out.
-    """
-    limit = math.inf if limit is None else limit
-    features, labels, pending = [], [], None
-    for i, batch in enumerate(batches):
-        rows = len(batch['labels'])
-        first = (i * jax.process_count() + jax.process_index()) * rows
-        keep = np.arange(first, first + rows) < limit
-        keep &= np.asarray(batch.get('valid', True), bool)
-        # One batch stays in flight, so that the host prepares the next while the device works.
-        if pending is not None:
-            features.append(local_rows(pending[0])[pending[1]])
-        pending = feature_fn(batch['images']), keep
-        labels.append(np.asarray(batch['labels'], np.int32)[keep])
-        # The same on every process, as feature_fn is a collective.
-        if (i + 1) * jax.process_count() * rows >= limit:
-            break
-    if pending is None:
-        return np.zeros((0, 0), np.float32), np.zeros(0, np.int32)
-    features.append(local_rows(pending[0])[pending[1]])
-    x = np.concatenate(features).astype(np.float32)
-    x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-    return x, np.concatenate(labels)
-
-
-def local_rows(array: jax.Array | np.ndarray) -> np.ndarray:
-    """The rows of an array that this process holds, in order."""
-    if not isinstance(array, jax.Array) or array.is_fully_addressable:
-        return np.asarray(array)
-    rows = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
-    return np.concatenate([np.asarray(rows[start]) for start in sorted(rows)])
-
-
-def gather(rows: np.ndarray) -> np.ndarray:
-    """Concatenates every process's rows [n_p,…], on every process; n_p may differ."""
-    if jax.process_count() == 1:
-        return rows
-    from jax.experimental.multihost_utils import process_allgather
-
-    shapes = process_allgather(np.array([len(rows), *rows.shape[1:]], np.int32))
-    padded = np.zeros(shapes.max(axis=0), rows.dtype)
-    padded[tuple(map(slice, rows.shape))] = rows
-    parts = process_allgather(padded)
-    return np.concatenate([part[:n] for part, n in zip(parts, shapes[:, 0], strict=True)])
-
-
 def nearest(
     train: np.ndarray,
     train_labels: np.ndarray,
     test: np.ndarray,
     *,
     k: int,
+    train_ids: np.ndarray | None = None,
+    excluded: np.ndarray | None = None,
     train_rows: int = TRAIN_ROWS,
     test_rows: int = TEST_ROWS,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k most similar training rows of every test row, most similar first.
 
     train, train_labels: this process's unit features [M,D] and labels [M]; test: unit features
-    [T,D] of all processes. Returns cosine similarities float32 [T,k] (-inf where there are fewer
-    than k training rows) and labels int32 [T,k], over the training rows of all processes.
+    [T,D] of all processes. excluded: int32 [T], the one of `train_ids` (int32 [M], none negative)
+    that is no neighbour of the row. Returns cosine similarities float32 [T,k] (-inf where there are
+    fewer than k neighbours) and labels int32 [T,k], over the training rows of all processes.
     """
     devices = jax.local_devices()
     mesh = Mesh(np.array(devices), ('rows',), axis_types=(AxisType.Auto,))
@@ -170,9 +128,16 @@ def nearest(
     count, width = test.shape
     test_rows = min(test_rows, -(-count // len(devices))) * len(devices)
     chunks = -(-count // test_rows)
-    padded = np.zeros((chunks * test_rows, width), np.float32)
-    padded[:count] = test
-    queries = jax.device_put(padded.reshape(chunks, test_rows, width), by_rows)
+    if excluded is None:
+        train_ids, excluded = np.zeros(len(train), np.int32), np.full(count, -1, np.int32)
+    padding = chunks * test_rows - count
+    queries = jax.device_put(
+        (
+            np.pad(test, ((0, padding), (0, 0))).reshape(chunks, test_rows, width),
+            np.pad(excluded, (0, padding)).reshape(chunks, test_rows),
+        ),
+        by_rows,
+    )
     best = jax.device_put(
         (
             np.full((chunks, test_rows, k), -np.inf, np.float32),
@@ -188,6 +153,7 @@ def nearest(
         chunk = (
             np.pad(part, ((0, missing), (0, 0))),
             np.pad(train_labels[start : start + train_rows], (0, missing)),
+            np.pad(train_ids[start : start + train_rows], (0, missing)),
             np.arange(train_rows) < len(part),
         )
         with jax.set_mesh(mesh):  # the trainer's mesh may be set
@@ -204,13 +170,15 @@ def nearest(
 
 @functools.partial(jax.jit, static_argnames='mesh', donate_argnums=0)
 def _merge_chunk(best, queries, chunk, *, mesh):
-    """Running top k [chunks,rows,k] of queries [chunks,rows,D], after one more training chunk."""
+    """Running top k [chunks,rows,k] of queries ([chunks,rows,D] and the id [chunks,rows] that each
+    excludes), after one more training chunk.
+    """
 
     def merge(carry, chunk):
-        similarities, labels, query = carry
-        train, train_labels, valid = chunk
+        similarities, labels, query, excluded = carry
+        train, train_labels, train_ids, valid = chunk
         new = jnp.matmul(query, train.T, precision='highest')
-        new = jnp.where(valid, new, -jnp.inf)
+        new = jnp.where(valid & (train_ids != excluded[:, None]), new, -jnp.inf)
         # Top k of the chunk first: it needs no concatenated copy of the similarities.
         k = similarities.shape[-1]
         new, ids = jax.lax.top_k(new, min(k, new.shape[-1]))
@@ -220,7 +188,7 @@ def _merge_chunk(best, queries, chunk, *, mesh):
         return similarities, jnp.take_along_axis(both_labels, ids, axis=-1)
 
     def local(best, queries, chunk):
-        return jax.lax.map(lambda carry: merge(carry, chunk), (*best, queries))
+        return jax.lax.map(lambda carry: merge(carry, chunk), (*best, *queries))
 
     # Left to itself, the partitioner gathers the rows for top_k.
     rows = PartitionSpec(None, 'rows')

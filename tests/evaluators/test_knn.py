@@ -1,52 +1,29 @@
+"""kNN against a plain loop and scikit-learn; its chunks, devices and processes."""
+
 import math
-import os
-import subprocess
-import sys
-import types
 
 import jax
 import numpy as np
 import pytest
 
-from mim_jax import config
+from mim_jax import config, experiment
 from mim_jax.errors import UserError
-from mim_jax.evaluators import EVALUATORS, KNN, knn, pool_tokens
-
-
-def make_split(seed, count, *, width=12, num_classes=4, noise=1.5):
-    """Noisy class centres, as 'images' [n,1,1,D] uint8 whose pixels are the features."""
-    generator = np.random.default_rng(seed)
-    centres = np.random.default_rng(7).normal(size=(num_classes, width))
-    labels = generator.integers(num_classes, size=count).astype(np.int32)
-    x = centres[labels] + noise * generator.normal(size=(count, width))
-    return np.clip(40 * x + 128, 0, 255).astype(np.uint8)[:, None, None, :], labels
-
-
-def feature_fn(images):
-    return jax.numpy.asarray(images, np.float32).reshape(len(images), -1) - 128.0
-
-
-def batches(images, labels, *, size, pad=True):
-    for start in range(0, len(images), size):
-        x, y = images[start : start + size], labels[start : start + size]
-        valid = np.arange(size) < len(x)
-        if pad and len(x) < size:  # garbage, so that a padded row that counts is seen
-            x = np.concatenate([x, np.full((size - len(x), *x.shape[1:]), 99, np.uint8)])
-            y = np.concatenate([y, np.zeros(size - len(y), np.int32)])
-            yield {'images': x, 'labels': y, 'valid': valid}
-        else:
-            yield {'images': x, 'labels': y}
+from mim_jax.evaluators import EVALUATORS, KNN, knn
+from mim_jax.evaluators.features import unit
+from tests.evaluators.processes import run_two
+from tests.evaluators.splits import make_split
 
 
 def reference(train, test, *, k, temperature, num_classes, top):
     """Wu et al. section 3.4, one test image and one neighbour at a time, in float64."""
-    (train_x, train_y), (test_x, test_y) = train, test
     correct = 0
-    for x, label in zip(test_x.reshape(len(test_x), -1).astype(float) - 128, test_y, strict=True):
+    for x, number, label in zip(test.rows.astype(float), test.numbers, test.labels, strict=True):
         scored = []
-        for neighbour, y in zip(
-            train_x.reshape(len(train_x), -1).astype(float) - 128, train_y, strict=True
+        for neighbour, other, y in zip(
+            train.rows.astype(float), train.numbers, train.labels, strict=True
         ):
+            if test is train and other == number:
+                continue
             cosine = sum(x * neighbour) / math.sqrt(sum(x * x) * sum(neighbour * neighbour))
             scored.append((cosine, y))
         votes = [0.0] * num_classes
@@ -54,16 +31,13 @@ def reference(train, test, *, k, temperature, num_classes, top):
             votes[y] += math.exp(cosine / temperature)
         ranking = sorted((c for c in range(num_classes) if votes[c]), key=lambda c: -votes[c])
         correct += label in ranking[:top]
-    return correct / len(test_x)
+    return correct / len(test.rows)
 
 
 @pytest.mark.parametrize('k, temperature', [(1, 0.07), (5, 0.07), (20, 1.0), (10, 0.002)])
 def test_equals_a_plain_loop(k, temperature):
     train, test = make_split(0, 150), make_split(1, 61)
-    evaluator = KNN(k=k, temperature=temperature)
-    result = dict(
-        evaluator.run(feature_fn, batches(*train, size=32), batches(*test, size=16), num_classes=4)
-    )
+    result = dict(KNN(k=k, temperature=temperature).run(train, test, num_classes=4))
     expected = reference(train, test, k=k, temperature=temperature, num_classes=4, top=1)
     assert result == pytest.approx({'top1': expected})
     assert 0.4 < expected < 1  # not a trivial case
@@ -71,31 +45,46 @@ def test_equals_a_plain_loop(k, temperature):
 
 def test_several_k_and_top5():
     train, test = make_split(0, 150, num_classes=9), make_split(1, 40, num_classes=9)
-    evaluator = KNN(k=(20, 3), temperature=0.1)
-    result = dict(
-        evaluator.run(feature_fn, batches(*train, size=50), batches(*test, size=40), num_classes=9)
-    )
+    result = dict(KNN(k=(20, 3), temperature=0.1).run(train, test, num_classes=9))
     assert list(result) == ['top1', 'top5', 'top1_k3', 'top5_k3']
     for name, k, top in (('top1', 20, 1), ('top5', 20, 5), ('top1_k3', 3, 1), ('top5_k3', 3, 5)):
         expected = reference(train, test, k=k, temperature=0.1, num_classes=9, top=top)
         assert result[name] == pytest.approx(expected), name
 
 
-def test_limits_use_the_first_images():
-    train, test = make_split(0, 150), make_split(1, 61)
-    calls = []
+def test_equals_scikit_learn_in_one_pass():
+    from sklearn.neighbors import KNeighborsClassifier
 
-    def counting(images):
-        calls.append(len(images))
-        return feature_fn(images)
+    train, test = make_split(0, 700, num_classes=9), make_split(1, 200, num_classes=9)
+    result = dict(KNN(k=(10, 20, 100, 200), temperature=0.2).run(train, test, num_classes=9))
+    for k in (10, 20, 100, 200):
+        classifier = KNeighborsClassifier(
+            k, metric='cosine', weights=lambda distance: np.exp((1 - distance) / 0.2)
+        ).fit(train.rows.astype(float), train.labels)
+        expected = classifier.score(test.rows.astype(float), test.labels)
+        assert result['top1' if k == 10 else f'top1_k{k}'] == pytest.approx(expected), k
 
-    evaluator = KNN(k=7, max_train=70, max_test=20)
-    (top1,) = evaluator.run(
-        counting, batches(*train, size=32), batches(*test, size=20), num_classes=4
+
+def test_without_test_images_each_is_judged_by_the_others():
+    train = make_split(0, 150)
+    # A twin is a neighbour, for only the image itself is left out.
+    train.rows[90] = train.rows[30]
+    expected = reference(train, train, k=7, temperature=0.07, num_classes=4, top=1)
+    (top1,) = KNN(k=7).run(train, None, num_classes=4)
+    assert top1 == ('top1', pytest.approx(expected)) and 0.4 < expected < 1
+    _, ids = knn.nearest(
+        unit(train.rows),
+        train.numbers,
+        unit(train.rows),
+        k=200,
+        train_ids=train.numbers,
+        excluded=train.numbers,
+        train_rows=32,
+        test_rows=5,
     )
-    first = [x[:70] for x in train], [x[:20] for x in test]
-    assert top1[1] == pytest.approx(reference(*first, k=7, temperature=0.07, num_classes=4, top=1))
-    assert calls == [32, 32, 32, 20]
+    assert ids[30, 0] == train.numbers[90] and ids[90, 0] == train.numbers[30]
+    for number, others in zip(train.numbers, ids[:, :149], strict=True):
+        assert sorted([number, *others]) == sorted(train.numbers)
 
 
 @pytest.mark.parametrize('train_rows, test_rows', [(7, 3), (64, 100), (1, 1), (100, 2)])
@@ -117,12 +106,9 @@ def test_chunks_do_not_change_the_neighbours(train_rows, test_rows):
 
 def test_more_neighbours_than_training_images():
     train, test = make_split(0, 6), make_split(1, 10)
-    (top1,) = KNN(k=20).run(
-        feature_fn, batches(*train, size=6), batches(*test, size=10), num_classes=4
-    )
-    assert top1[1] == pytest.approx(
-        reference(train, test, k=20, temperature=0.07, num_classes=4, top=1)
-    )
+    (top1,) = KNN(k=20).run(train, test, num_classes=4)
+    expected = reference(train, test, k=20, temperature=0.07, num_classes=4, top=1)
+    assert top1[1] == pytest.approx(expected)
 
 
 def test_test_rows_stay_on_their_devices():
@@ -136,8 +122,9 @@ def test_test_rows_stay_on_their_devices():
 
     by_rows = (None, 'rows')
     best = abstract((2, 16, 5), np.float32, *by_rows), abstract((2, 16, 5), np.int32, *by_rows)
-    chunk = abstract((32, 8), np.float32), abstract((32,), np.int32), abstract((32,), bool)
-    queries = abstract((2, 16, 8), np.float32, *by_rows)
+    ids = abstract((32,), np.int32)
+    chunk = abstract((32, 8), np.float32), ids, ids, abstract((32,), bool)
+    queries = abstract((2, 16, 8), np.float32, *by_rows), abstract((2, 16), np.int32, *by_rows)
     text = knn._merge_chunk.lower(best, queries, chunk, mesh=mesh).compile().as_text()
     assert not any(name in text for name in ('all-gather', 'all-reduce', 'all-to-all'))
 
@@ -146,93 +133,45 @@ def test_runs_inside_another_mesh():
     train, test = make_split(0, 40), make_split(1, 16)
     mesh = jax.make_mesh((4, 2), ('data', 'fsdp'), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     with jax.set_mesh(mesh):
-        (top1,) = KNN(k=5).run(
-            feature_fn, batches(*train, size=20), batches(*test, size=16), num_classes=4
-        )
-    assert top1[1] == pytest.approx(
-        reference(train, test, k=5, temperature=0.07, num_classes=4, top=1)
-    )
+        (top1,) = KNN(k=5).run(train, test, num_classes=4)
+    expected = reference(train, test, k=5, temperature=0.07, num_classes=4, top=1)
+    assert top1[1] == pytest.approx(expected)
 
 
 def test_empty_split_and_wrong_labels_are_user_errors():
     train, test = make_split(0, 20), make_split(1, 10)
+    empty = train.select(np.zeros(20, bool))
     with pytest.raises(UserError, match='no test images'):
-        list(KNN().run(feature_fn, batches(*train, size=10), [], num_classes=4))
+        list(KNN().run(train, empty, num_classes=4))
     with pytest.raises(UserError, match='no training images'):
-        list(KNN().run(feature_fn, [], batches(*test, size=10), num_classes=4))
+        list(KNN().run(empty, test, num_classes=4))
     with pytest.raises(UserError, match='2 classes'):
-        list(
-            KNN().run(feature_fn, batches(*train, size=10), batches(*test, size=10), num_classes=2)
-        )
+        list(KNN().run(train, test, num_classes=2))
 
 
 def test_config_section():
-    assert config.build(EVALUATORS['knn'], {'k': (10, 20), 'pool': 'class'}, path='eval.knn') == (
-        KNN(k=(10, 20), pool='class')
+    config_file = experiment.default_config('mae')
+    config_file.eval.knn.k = (10, 20)
+    assert experiment.from_config(config_file).eval.knn.all_k == (10, 20)
+    assert config.build(EVALUATORS['knn'], {'k': (10, 20), 'pool': 'both'}, path='eval.knn') == (
+        KNN(k=(10, 20), pool='both')
     )
     for section in ({'k': 0}, {'temperature': 0.0}, {'pool': 'max'}, {'max_train': 0}, {'kk': 3}):
         with pytest.raises(UserError, match='eval.knn'):
             config.build(KNN, section, path='eval.knn')
 
 
-def test_pool_tokens():
-    tokens = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
-    encoded = types.SimpleNamespace(tokens=tokens, class_token=tokens[:, 0] + 1)
-    np.testing.assert_allclose(pool_tokens(encoded, pool='mean'), tokens.mean(axis=1))
-    np.testing.assert_allclose(pool_tokens(encoded, pool='class'), tokens[:, 0] + 1)
-    with pytest.raises(UserError, match='class token'):
-        pool_tokens(types.SimpleNamespace(tokens=tokens, class_token=None), pool='class')
-
-
 TWO_PROCESSES = """
-import sys
-import jax
-index, port = int(sys.argv[1]), sys.argv[2]
-jax.config.update('jax_num_cpu_devices', 2)
-jax.distributed.initialize(f'localhost:{port}', 2, index)
-import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
-sys.path.insert(0, sys.argv[3])
-from test_knn import KNN, batches, make_split
-mesh = jax.make_mesh((4,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
-sharding = NamedSharding(mesh, PartitionSpec('data'))
-embed = jax.jit(lambda x: x.reshape(len(x), -1).astype('float32') - 128, out_shardings=sharding)
-def feature_fn(images):
-    return embed(jax.make_array_from_process_local_data(sharding, images))
-splits = make_split(0, 150, num_classes=9), make_split(1, 61, num_classes=9)
-def share(split, size):
-    return list(batches(*split, size=size))[index::2]
-result = KNN(k=(20, 3), max_train=110).run(
-    feature_fn, share(splits[0], 20), share(splits[1], 8), num_classes=9
-)
-print('RESULT', sorted(result))
+from mim_jax.evaluators import KNN
+train, test = (share(make_split(seed, n, num_classes=9)) for seed, n in ((0, 110), (1, 61)))
+result = [*KNN(k=(20, 3)).run(train, test, num_classes=9)]
+result += KNN(k=5).run(train, None, num_classes=9)
 """
 
 
-def test_two_processes_equal_one(tmp_path):
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(('localhost', 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, '-c', TWO_PROCESSES]
-    environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
-    folder = os.path.dirname(__file__)
-    running = [
-        subprocess.Popen(
-            [*command, str(index), str(port), folder],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    outputs = [process.communicate(timeout=120)[0] for process in running]
-    splits = make_split(0, 150, num_classes=9), make_split(1, 61, num_classes=9)
-    one = KNN(k=(20, 3), max_train=110).run(
-        feature_fn, batches(*splits[0], size=40), batches(*splits[1], size=16), num_classes=9
-    )
-    expected = f'RESULT {sorted(one)}'
-    for output in outputs:
-        assert expected in output, output[-2000:]
+def test_two_processes_equal_one():
+    train, test = make_split(0, 110, num_classes=9), make_split(1, 61, num_classes=9)
+    expected = [*KNN(k=(20, 3)).run(train, test, num_classes=9)]
+    expected += KNN(k=5).run(train, None, num_classes=9)
+    for result in run_two(TWO_PROCESSES):
+        assert result == [list(pair) for pair in expected]

@@ -1,0 +1,36 @@
+"""What an evaluator is."""
+
+from collections.abc import Iterator
+from typing import ClassVar, Literal, Protocol
+
+from mim_jax.evaluators.features import Features, Pool
+
+Test = Literal['needed', 'optional', 'unused']
+
+
+class Evaluator(Protocol):
+    """A frozen dataclass whose fields are its config section.
+
+    labels: whether it needs them; without, it also judges images that have none.
+    test: whether it needs the evaluation split, does something else where there is none, or never
+      looks at it (and then has no field `max_test`).
+    pool: the feature of an image, one of `features.POOLINGS`.
+    max_train, max_test: so many images of each split, evenly spaced over it; None: all.
+    """
+
+    labels: ClassVar[bool]
+    test: ClassVar[Test]
+
+    pool: Pool
+    max_train: int | None
+
+    def run(
+        self, train: Features, test: Features | None, *, num_classes: int | None
+    ) -> Iterator[tuple[str, float]]:
+        """Yields (name, value), the same on every process.
+
+        train, test: every image of the split once, each process its own share; `test` is None where
+        there is none or it is not used. num_classes: labels are 0..num_classes-1; None without
+        labels.
+        """
+        ...
