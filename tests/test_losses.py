@@ -82,3 +82,5 @@ def test_standardised_tokens():
     tokens = np.asarray(losses.standardize_tokens(TARGET))
     np.testing.assert_allclose(tokens.mean(axis=-1), 0, atol=1e-6)
     np.testing.assert_allclose(tokens.std(axis=-1), 1, rtol=1e-4)
+    tokens = np.asarray(losses.standardize_tokens(TARGET, ddof=1))
+    np.testing.assert_allclose(tokens.std(axis=-1, ddof=1), 1, rtol=1e-4)
