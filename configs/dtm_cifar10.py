@@ -10,6 +10,7 @@ for example.
 """
 
 import _data
+from _released import as_released
 
 from mim_jax.experiment import default_config
 
@@ -47,6 +48,7 @@ def get_config():
         weight_decay=0.05,
         clip_norm=3.0,
     )
+    as_released(config)
     config.train.total_epochs = 100.0
     config.checkpoint.update(every_epochs=5.0, keep=2)
     config.eval.every_epochs = 10.0

@@ -16,6 +16,7 @@ end by this project; its cost has not been measured.
 """
 
 import _data
+from _released import as_released
 from _teachers import set_teacher
 
 from mim_jax.experiment import default_config
@@ -54,7 +55,8 @@ def get_config(teacher='clip_vitb16'):
         weight_decay=0.05,
         clip_norm=3.0,
     )
-    config.train.total_epochs = 300.0
+    as_released(config)
+    config.train.update(total_epochs=300.0, whole_batches=True)
     config.checkpoint.update(every_epochs=1.0, keep=2, milestone_epochs=50.0)
     config.eval.every_epochs = 25.0
     config.log.pictures_every_epochs = 10.0

@@ -44,7 +44,8 @@ def make_objective(
 
 def make_clock(experiment: Experiment, epoch_examples: int | None) -> Clock:
     """The run's clock; raises UserError unless its length is given."""
-    clock = Clock(experiment.data.batch_size, epoch_examples)
+    whole = experiment.train.whole_batches
+    clock = Clock(experiment.data.batch_size, epoch_examples, whole_batches=whole)
     total = clock.steps(experiment.train, 'total', path='train')
     if not total:
         raise UserError(
@@ -71,7 +72,7 @@ def make_train_step(
     optimizer = make_optimizer(
         experiment.optimizer,
         schedule,
-        decayed=objective.weight_decayed(params),
+        decayed=objective.weight_decayed(params, also=experiment.optimizer.decay_also),
         layers=objective.layers(params),
         num_layers=experiment.model.depth + 1,
     )

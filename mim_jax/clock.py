@@ -15,11 +15,15 @@ from mim_jax.errors import UserError
 class Clock:
     """How long a run is and how far it has come: examples per step, examples per epoch (None if
     unknown) and, once known, total steps.
+
+    whole_batches: an epoch is as many steps as its examples give whole batches, as where a loader
+      drops the last, partial one (`drop_last` in PyTorch); else a step more counts in part.
     """
 
     batch_size: int
     epoch_examples: int | None = None
     total_steps: int | None = None
+    whole_batches: bool = False
 
     def progress(self, step: jax.Array | int) -> jax.Array:
         """How far the run is after `step` updates (may be traced), from 0 to 1, float32."""
@@ -35,12 +39,23 @@ class Clock:
 
     @property
     def steps_per_epoch(self) -> float:
-        """Updates in an epoch, not rounded. Raises UserError where its size is not known."""
+        """Updates in an epoch, not rounded unless by `whole_batches`.
+
+        Raises UserError where its size is not known, or where it has no whole batch.
+        """
         if self.epoch_examples is None:
             raise UserError(
                 'The size of an epoch is not known here: a duration in steps is needed.'
             )
-        return self.epoch_examples / self.batch_size
+        if not self.whole_batches:
+            return self.epoch_examples / self.batch_size
+        whole = self.epoch_examples // self.batch_size
+        if not whole:
+            raise UserError(
+                f'config.train.whole_batches = True, but {self.epoch_examples} examples are no '
+                f'whole batch of {self.batch_size}; lower data.batch_size, or set it to False.'
+            )
+        return float(whole)
 
     def steps(self, section: Any, name: str, *, path: str) -> int | None:
         """The duration `name` of a section, as steps: one of `name_steps`, `_examples`, `_epochs`,
@@ -68,5 +83,7 @@ class Clock:
                     f'config.{path}.{name}_epochs: the size of an epoch is not known here; '
                     f'use {name}_steps.'
                 )
+            if self.whole_batches:
+                return math.ceil(value * self.steps_per_epoch)
             return math.ceil(value * self.epoch_examples / self.batch_size)
         return round(value / 100 * self.total_steps)

@@ -14,6 +14,7 @@ from mim_jax.inputs import Inputs
 from mim_jax.losses import Weighted
 from mim_jax.models.patches import patch_grid
 from mim_jax.models.vit import Encoded, ViT
+from mim_jax.optimizers import TOKENS_AND_TABLES
 from mim_jax.panels import Sheets
 from mim_jax.sharding import path_name
 
@@ -136,11 +137,17 @@ class Objective:
         """
         return {}
 
-    def weight_decayed(self, params: Any) -> Any:
-        """Tree of bool over `params`: biases, scales, tokens and tables are not decayed."""
+    def weight_decayed(self, params: Any, *, also: tuple[str, ...] = ()) -> Any:
+        """Tree of bool over `params`: biases, scales, 1-D parameters, tokens and tables are not
+        decayed, except for those of TOKENS_AND_TABLES that `also` names.
+        """
 
         def decayed(path: tuple, leaf: Any) -> bool:
             name = path_name(path)
+            # The first that is found: a position table's own entry for the class token is its part.
+            special = re.search(rf'(?:^|/)({"|".join(TOKENS_AND_TABLES)})(?:/|$)', name)
+            if special is not None:
+                return special.group(1) in also
             stacked = re.search(r'(^|/)blocks/', name) is not None
             return leaf.ndim - stacked > 1 and not re.search(NO_DECAY, name)
 
@@ -163,4 +170,4 @@ class Objective:
         return jax.tree_util.tree_map_with_path(layer, params)
 
 
-NO_DECAY = r'(bias|scale|class_token|mask_token|registers|position)'
+NO_DECAY = r'(bias|scale)'
