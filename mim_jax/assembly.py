@@ -66,6 +66,13 @@ def make_train_step(
             f'config.train.accumulation = {train.accumulation}, but this objective needs its batch '
             'in one piece; set it to 1, and use more devices or model.remat to save memory.'
         )
+    at_once = data.batch_size // train.accumulation
+    if at_once % objective.batch_parts:
+        raise UserError(
+            f'config.objective.morphing.num_shares = {objective.batch_parts}, but the {at_once} '
+            'images that are computed at once (data.batch_size / train.accumulation) do not divide '
+            'into so many equal parts.'
+        )
     schedule = make_schedule(experiment.optimizer, clock)
     images = batch_struct(experiment, objective)['images']
     params = jax.eval_shape(objective.init, jax.random.key(0), images)['params']

@@ -58,6 +58,11 @@ class Objective:
         """Whether the loss of a batch is not the mean of the losses of its parts."""
         return False
 
+    @property
+    def batch_parts(self) -> int:
+        """The images that are computed at once must divide into so many equal parts."""
+        return 1
+
     def views(self, data: DataConfig) -> dict[str, View]:
         """What the method sees of an item: the batch's images by name, `images` among them; made by
         `data.view(**changes)`.

@@ -45,6 +45,10 @@ class TokenPrediction(Targeted):
         self.morphing.check(num_tokens, network=hasattr(self.target, 'merged'))
         return bound
 
+    @property
+    def batch_parts(self) -> int:
+        return self.morphing.shares(self.grid[0] * self.grid[1])
+
     def predict(
         self, variables: Variables, images: jax.Array, mask: jax.Array, drop_path_keys: Any = None
     ) -> jax.Array:
