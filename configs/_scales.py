@@ -3,6 +3,7 @@
 Not a config of its own: the methods' configs take a size as their argument.
 """
 
+from _released import as_by_default
 from dtm_cifar10 import get_config as cifar10
 from dtm_vitb import get_config as vitb
 from quickstart import get_config as embedded
@@ -39,6 +40,11 @@ def borrowed(objective, config):
 
 
 def scaled(objective, scale):
-    """(config of an objective in the size of the DTM config of that scale, that one's teacher)."""
+    """(config of an objective in the size of the DTM config of that scale, that one's teacher).
+
+    What DTM's released code does beside its paper is not borrowed.
+    """
     dtm = at(SCALES, scale)()
-    return borrowed(objective, dtm), dtm.objective.target
+    config = borrowed(objective, dtm)
+    as_by_default(config)
+    return config, dtm.objective.target

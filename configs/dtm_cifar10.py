@@ -7,9 +7,15 @@ ViT.
 The teacher is the work directory of the first command (`runs/mae_cifar10`); with
 `--config.objective.target.weights=RUN` any other run with the same encoder is, a supervised one
 for example.
+
+Of the recipe of dtm_vitb.py: model but for its size, colours, optimiser, initialisation, what is
+decayed. Decided here: sizes, the mask of 24 of 64 patches in blocks of at least 4, 100 epochs of
+which 5 warm up, epochs counted in examples, the teacher's normalisation (the student's, which it
+was trained with).
 """
 
 import _data
+from _released import as_released
 
 from mim_jax.experiment import default_config
 
@@ -47,6 +53,7 @@ def get_config():
         weight_decay=0.05,
         clip_norm=3.0,
     )
+    as_released(config)
     config.train.total_epochs = 100.0
     config.checkpoint.update(every_epochs=5.0, keep=2)
     config.eval.every_epochs = 10.0

@@ -2,6 +2,10 @@
 
     python -m mim_jax.main --config=configs/dtm_vitl.py
 
+Layer scale 1e-5 is the released code's for L. Every other value, borrowed and decided ones too, is
+that of dtm_vitb.py: DTM's own settings for this size are not public. (BEiT v2's recipe for L and
+300 epochs has the same warm-up, second beta and crop, and drop path 0.)
+
 Published result: 86.7 top-1 after fine-tuning on ImageNet-1K (300 epochs). This config has not
 been run to the end by this project; its cost has not been measured.
 """

@@ -44,7 +44,8 @@ def make_objective(
 
 def make_clock(experiment: Experiment, epoch_examples: int | None) -> Clock:
     """The run's clock; raises UserError unless its length is given."""
-    clock = Clock(experiment.data.batch_size, epoch_examples)
+    whole = experiment.train.whole_batches
+    clock = Clock(experiment.data.batch_size, epoch_examples, whole_batches=whole)
     total = clock.steps(experiment.train, 'total', path='train')
     if not total:
         raise UserError(
@@ -65,13 +66,20 @@ def make_train_step(
             f'config.train.accumulation = {train.accumulation}, but this objective needs its batch '
             'in one piece; set it to 1, and use more devices or model.remat to save memory.'
         )
+    at_once = data.batch_size // train.accumulation
+    if at_once % objective.batch_parts:
+        raise UserError(
+            f'config.objective.morphing.num_shares = {objective.batch_parts}, but the {at_once} '
+            'images that are computed at once (data.batch_size / train.accumulation) do not divide '
+            'into so many equal parts.'
+        )
     schedule = make_schedule(experiment.optimizer, clock)
     images = batch_struct(experiment, objective)['images']
     params = jax.eval_shape(objective.init, jax.random.key(0), images)['params']
     optimizer = make_optimizer(
         experiment.optimizer,
         schedule,
-        decayed=objective.weight_decayed(params),
+        decayed=objective.weight_decayed(params, also=experiment.optimizer.decay_also),
         layers=objective.layers(params),
         num_layers=experiment.model.depth + 1,
     )

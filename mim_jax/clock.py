@@ -15,11 +15,15 @@ from mim_jax.errors import UserError
 class Clock:
     """How long a run is and how far it has come: examples per step, examples per epoch (None if
     unknown) and, once known, total steps.
+
+    whole_batches: an epoch is as many steps as its examples give whole batches, as where a loader
+      drops the last, partial one (`drop_last` in PyTorch); else a step more counts in part.
     """
 
     batch_size: int
     epoch_examples: int | None = None
     total_steps: int | None = None
+    whole_batches: bool = False
 
     def progress(self, step: jax.Array | int) -> jax.Array:
         """How far the run is after `step` updates (may be traced), from 0 to 1, float32."""
@@ -51,8 +55,19 @@ class Clock:
                     f'config.{path}.{name}_epochs: the size of an epoch is not known here; '
                     f'use {name}_steps.'
                 )
-            return value * self.epoch_examples / self.batch_size
+            return value * self._steps_per_epoch()
         return value if unit == 'steps' else value / 100 * self.total_steps
+
+    def _steps_per_epoch(self) -> float:
+        if not self.whole_batches:
+            return self.epoch_examples / self.batch_size
+        whole = self.epoch_examples // self.batch_size
+        if not whole:
+            raise UserError(
+                f'config.train.whole_batches = True, but {self.epoch_examples} examples are no '
+                f'whole batch of {self.batch_size}; lower data.batch_size, or set it to False.'
+            )
+        return whole
 
     def steps(self, section: Any, name: str, *, path: str) -> int | None:
         """That duration in whole steps: rounded up, a share of the run to the nearest."""

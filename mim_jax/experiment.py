@@ -25,12 +25,17 @@ class TrainConfig:
 
     The length of the run is one of `total_steps`, `total_epochs`, `total_examples`. A step's batch
     is computed in `accumulation` microbatches. `ema` is the average of the parameters.
+
+    whole_batches: every duration in epochs, of any section, counts an epoch as its whole batches
+      (625 of 2,048 for ImageNet-1K), as code does that drops the last, partial one. Which images a
+      batch holds does not change: an epoch's last ones share a batch with the next one's first.
     """
 
     total_steps: int | None = None
     total_epochs: float | None = None
     total_examples: int | None = None
     accumulation: int = 1
+    whole_batches: bool = False
     ema: Average = Average()
 
     def __post_init__(self):

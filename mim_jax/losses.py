@@ -122,11 +122,14 @@ def ranking_loss(scores, values, *, eps=1e-6):
     return total / jnp.maximum(above.sum(axis=(1, 2)), 1.0)
 
 
-def standardize_tokens(target, *, eps=1e-6):
-    """Tokens [...,D], float32, each with mean 0 and variance 1 (LayerNorm without affine)."""
+def standardize_tokens(target, *, eps=1e-6, ddof=0):
+    """Tokens [...,D], float32, each with mean 0 and variance 1 (LayerNorm without affine).
+
+    ddof: the variance is the sum of squares divided by D - ddof; 1 is the unbiased one.
+    """
     target = target.astype(jnp.float32)
     mean = target.mean(axis=-1, keepdims=True)
-    return (target - mean) / jnp.sqrt(target.var(axis=-1, keepdims=True) + eps)
+    return (target - mean) / jnp.sqrt(target.var(axis=-1, keepdims=True, ddof=ddof) + eps)
 
 
 @dataclasses.dataclass(frozen=True)

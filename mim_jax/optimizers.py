@@ -14,6 +14,9 @@ from mim_jax.clock import Clock
 
 Schedule = Callable[[jax.Array], jax.Array]
 
+# Parameters that are neither kernels nor biases or scales, by a part of their path.
+TOKENS_AND_TABLES = ('class_token', 'mask_token', 'registers', 'position', 'relative_position')
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
@@ -27,6 +30,9 @@ class OptimizerConfig:
       the midst of it (CroCo: 2, I-JEPA: 1.25). The warm-up is as long as it says.
     warmup_*: how long the rate rises, from `warmup_learning_rate`.
     scale_ends: the rule applies to the first and the last rate as well (SimMIM).
+    weight_decay: of kernels; of biases, scales, tokens and position tables there is none.
+    decay_also: which of TOKENS_AND_TABLES are decayed all the same. Code that goes by the number of
+      dimensions, as BEiT's does, decays ('mask_token', 'relative_position').
     layer_decay: below 1, a parameter's rate is multiplied by it ** (distance from the top).
     clip_norm: bound of the gradient's global norm.
     """
@@ -49,6 +55,7 @@ class OptimizerConfig:
     beta2: float = 0.95
     eps: float = 1e-8
     weight_decay: float = 0.05
+    decay_also: tuple[str, ...] = ()
     layer_decay: float | None = None
     clip_norm: float | None = None
 
@@ -63,6 +70,9 @@ class OptimizerConfig:
             raise ValueError(
                 f'clip_norm = {self.clip_norm} must be positive; none turns clipping off.'
             )
+        for name in self.decay_also:
+            if name not in TOKENS_AND_TABLES:
+                raise ValueError(f'decay_also: {name!r} is none of {", ".join(TOKENS_AND_TABLES)}.')
 
 
 def make_schedule(config: OptimizerConfig, clock: Clock) -> Schedule:

@@ -31,3 +31,17 @@ def test_durations_are_not_rounded_where_they_are_asked_for_exactly():
     assert CLOCK.steps(Section(a_epochs=2.0), 'a', path='x') == 7
     with pytest.raises(UserError, match='size of an epoch is not known'):
         Clock(32, None, 200).duration(Section(a_epochs=2.0), 'a', path='x')
+
+
+def test_an_epoch_may_be_its_whole_batches():
+    @dataclasses.dataclass
+    class Section:
+        every_epochs: float
+
+    whole = Clock(batch_size=32, epoch_examples=100, total_steps=200, whole_batches=True)
+    for epochs, steps, counted in [(1, 4, 3), (1.5, 5, 5), (20, 63, 60)]:
+        assert CLOCK.steps(Section(epochs), 'every', path='x') == steps
+        assert whole.steps(Section(epochs), 'every', path='x') == counted
+    assert whole.duration(Section(1.5), 'every', path='x') == 4.5
+    with pytest.raises(UserError, match='100 examples are no whole batch of 128; lower'):
+        Clock(128, 100, 200, whole_batches=True).steps(Section(1), 'every', path='x')

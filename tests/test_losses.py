@@ -82,6 +82,8 @@ def test_standardised_tokens():
     tokens = np.asarray(losses.standardize_tokens(TARGET))
     np.testing.assert_allclose(tokens.mean(axis=-1), 0, atol=1e-6)
     np.testing.assert_allclose(tokens.std(axis=-1), 1, rtol=1e-4)
+    tokens = np.asarray(losses.standardize_tokens(TARGET, ddof=1))
+    np.testing.assert_allclose(tokens.std(axis=-1, ddof=1), 1, rtol=1e-4)
 
 
 IMAGES, OTHERS = np.random.default_rng(0).normal(size=(2, 3, 12, 8, 3)).astype(np.float32)

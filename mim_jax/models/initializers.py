@@ -13,11 +13,19 @@ def normal_token(key, shape, dtype=jnp.float32):
     return TOKEN_STD * jax.random.normal(key, shape, dtype)
 
 
+def cut_token(key, shape, dtype=jnp.float32):
+    """The same normal cut at one deviation, as BEiT's own code cuts it: 0.0108 is left of 0.02."""
+    return TOKEN_STD * jax.random.truncated_normal(key, -1.0, 1.0, shape, dtype)
+
+
+TOKEN_INITS = {'normal': normal_token, 'cut': cut_token}
+
+
 def kernel_init(init, *, in_axes=1, scale=1.0):
     """Initialiser of a linear kernel whose first `in_axes` axes are inputs, the rest outputs.
 
-    'mae': Xavier-uniform over the whole (fused) kernel. 'beit': normal with deviation 0.02 cut at
-    one deviation, as BEiT's own code cuts it. `scale` multiplies the result; it may be traced.
+    'mae': Xavier-uniform over the whole (fused) kernel. 'beit': the normal of `cut_token`. `scale`
+    multiplies the result; it may be traced.
     """
     if init not in INITS:
         raise ValueError(f'init {init!r} is none of {", ".join(INITS)}')
@@ -28,7 +36,7 @@ def kernel_init(init, *, in_axes=1, scale=1.0):
             bound = float(np.sqrt(6 / (fan_in + fan_out)))
             values = jax.random.uniform(key, shape, dtype, -bound, bound)
         else:
-            values = TOKEN_STD * jax.random.truncated_normal(key, -1.0, 1.0, shape, dtype)
+            values = cut_token(key, shape, dtype)
         return values * scale
 
     return initialise

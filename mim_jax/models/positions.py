@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mim_jax.models.initializers import normal_token
+from mim_jax.models.initializers import TOKEN_INITS
 
 
 def sincos_table(grid, width) -> np.ndarray:
@@ -67,14 +67,16 @@ class LearnedPosition(nn.Module):
     class_token: bool
     stored: tuple[int, ...] | None = None
     resize: str = 'bicubic'
+    initialization: str = 'normal'
 
     @nn.compact
     def __call__(self, grid):
         stored = stored_grid(self, 'patches', grid=grid, stored=self.stored)
-        table = self.param('patches', normal_token, (*stored, self.width))
+        init = TOKEN_INITS[self.initialization]
+        table = self.param('patches', init, (*stored, self.width))
         class_position = None
         if self.class_token:
-            class_position = self.param('class_token', normal_token, (self.width,))
+            class_position = self.param('class_token', init, (self.width,))
         table = resize_table(table, grid, method=self.resize)
         return table.reshape(-1, self.width), class_position
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from mim_jax.errors import UserError
 from mim_jax.models.attention import QKV_BIASES
 from mim_jax.models.blocks import REMAT_POLICIES, drop_path_factors, stacked_blocks
-from mim_jax.models.initializers import INITS, normal_token
+from mim_jax.models.initializers import INITS, TOKEN_INITS
 from mim_jax.models.patches import patch_grid, patchify
 from mim_jax.models.positions import LearnedPosition, RelativePosition, sincos_table
 from mim_jax.models.tokenwise import ACTIVATIONS, Linear, layer_norm
@@ -37,6 +37,7 @@ CHOICES = {
     'qkv_bias': QKV_BIASES,
     'activation': tuple(ACTIVATIONS),
     'initialization': INITS,
+    'token_initialization': tuple(TOKEN_INITS),
     'remat': ('none', *REMAT_POLICIES),
     'dtype': ('float32', 'bfloat16'),
 }
@@ -98,6 +99,7 @@ class ViT:
     activation: str = 'gelu'
     norm_eps: float = 1e-6
     initialization: str = 'mae'
+    token_initialization: str = 'normal'  # of tokens and learned positions; BEiT's are 'cut'
     condition_width: int | None = None  # of what conditions the blocks' norms; None: plain norms
     grid: tuple[int, ...] | None = None  # position tables are stored for it; None: first image's
     scan: bool = True  # False: blocks unrolled (longer compilation, same parameters)
@@ -281,6 +283,7 @@ class VisionTransformer(nn.Module):
     def embed(self, images, grid, mask, visible_ids, every_parameter):
         """Class token, registers and patch embeddings with positions, [B,S,D]."""
         c = self.config
+        token_init = TOKEN_INITS[c.token_initialization]
         patches = patchify(images, patch_size=c.patch_size)
         if visible_ids is not None:
             patches = jnp.take_along_axis(patches, visible_ids[..., None], axis=1)
@@ -292,7 +295,7 @@ class VisionTransformer(nn.Module):
             name='patch_embed',
         )(patches)
         if c.mask_token and (mask is not None or every_parameter):
-            mask_token = self.param('mask_token', normal_token, (c.width,)).astype(c.dtype)
+            mask_token = self.param('mask_token', token_init, (c.width,)).astype(c.dtype)
         if mask is not None:
             if not c.mask_token:
                 raise ValueError('a mask needs a model with mask_token=True')
@@ -306,7 +309,12 @@ class VisionTransformer(nn.Module):
         elif c.position == 'learned':
             stored = c.grid and tuple(c.grid)
             positions, class_position = LearnedPosition(
-                c.width, c.class_token, stored, c.position_resize, name='position'
+                c.width,
+                c.class_token,
+                stored,
+                c.position_resize,
+                c.token_initialization,
+                name='position',
             )(grid)
         if positions is not None:
             x += (positions[None] if visible_ids is None else positions[visible_ids]).astype(
@@ -314,12 +322,12 @@ class VisionTransformer(nn.Module):
             )
         prefix = []
         if c.class_token:
-            class_token = self.param('class_token', normal_token, (c.width,))
+            class_token = self.param('class_token', token_init, (c.width,))
             if class_position is not None:
                 class_token = class_token + class_position  # may be NumPy: never in place
             prefix.append(class_token[None])
         if c.num_registers:
-            prefix.append(self.param('registers', normal_token, (c.num_registers, c.width)))
+            prefix.append(self.param('registers', token_init, (c.num_registers, c.width)))
         if prefix:
             prefix = jnp.concatenate(prefix).astype(c.dtype)
             x = jnp.concatenate([jnp.broadcast_to(prefix, (x.shape[0], *prefix.shape)), x], axis=1)

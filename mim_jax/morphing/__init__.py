@@ -58,6 +58,9 @@ class Morphing:
       'constant' takes both; 'none' leaves every token alone (token-wise targets).
     num_draws: draws per training step, where there is something to draw; the loss is the mean over
       them.
+    num_shares: equal parts of the global batch, in its order, each with draws of its own. In the
+      released code every process draws for itself: 8 shares are its run on 8 GPUs. Mesh and
+      accumulation may be any, but for a (micro)batch that divides into the shares.
     max_merged: the most tokens that a draw may ask to merge; None means all. Divided into steps it
       is rounded up to whole tokens per step.
     max_steps: the most merging steps that may be drawn.
@@ -70,6 +73,7 @@ class Morphing:
 
     schedule: Literal['random', 'fixed_number', 'fixed_steps', 'constant', 'none'] = 'random'
     num_draws: int = 2
+    num_shares: int = 1
     max_merged: int | None = None
     max_steps: int = 14
     num_merged: int | None = None
@@ -83,7 +87,7 @@ class Morphing:
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise ValueError(f'{name} = {value}: it must be at least 0.')
-        for name in ('num_draws', 'max_steps', 'num_steps'):
+        for name in ('num_draws', 'num_shares', 'max_steps', 'num_steps'):
             if getattr(self, name) < 1:
                 raise ValueError(f'{name} = {getattr(self, name)}: it must be at least 1.')
 
@@ -100,9 +104,19 @@ class Morphing:
                 f'config.objective.morphing.grouping {name!r} is formed on the whole grid of '
                 'patches, and this method morphs only some of them: choose another grouping.'
             )
+        if self.shares(num_tokens) > 1 and isinstance(self.grouping, Layerwise):
+            raise UserError(
+                f'config.objective.morphing.num_shares = {self.num_shares}: the teacher, in which '
+                "grouping 'layerwise' merges, sees the batch in one pass; set num_shares to 1, or "
+                'choose another grouping.'
+            )
+
+    def shares(self, num_tokens):
+        """Into how many equal parts a batch is divided: 1 where there is nothing to draw."""
+        return 1 if self._fixed(num_tokens) else self.num_shares
 
     def draw(self, key, *, num_tokens):
-        """One schedule `(tokens_per_step, num_steps)`, int32 scalars, shared by a whole batch.
+        """One schedule `(tokens_per_step, num_steps)`, int32 scalars, of one share of the batch.
 
         Raises:
           UserError: the schedule asks for more tokens than there are.
@@ -116,7 +130,8 @@ class Morphing:
         """Draws a schedule and groups the tokens of `target`.
 
         Args:
-          key: one PRNG key, for the draw that the whole batch shares.
+          key: one PRNG key, for the draw that the whole batch shares; with several shares each has
+            its own of `jax.random.split(key, num_shares)`.
           target: [B, N, D]; carries no gradient.
           keys: typed keys [B], for what a grouping draws per image; None derives them from `key`.
           images: [B, H, W, C] in [0, 1], and grid: (h, w) of the tokens, for groupings that look at
@@ -184,15 +199,44 @@ class Morphing:
         return [Groups(found, title=title) for found, title in zip(groups, titles, strict=True)]
 
     def _grouped(self, key, target, keys, **given):
-        schedule = self.draw(key, num_tokens=target.shape[1])
         if keys is None:
             keys = named_keys.per_example(key, target.shape[0])
+        num_tokens = target.shape[1]
+        if self.shares(num_tokens) > 1:
+            return target, self._groups_by_share(key, target, keys, **given)
+        schedule = self.draw(key, num_tokens=num_tokens)
         return self.grouping.with_target(target, schedule, keys=keys, **given)
 
+    def _groups_by_share(self, key, target, keys, *, images, grid, merged):
+        """Groups [B, N]: each share of the batch by the schedule that its own key gives.
+
+        The i-th of S equal parts of a batch in order is the i-th part of any microbatch as well,
+        which takes every A-th row of it (`TrainStep`), and of any device's rows: an image has the
+        same schedule however the batch is split.
+        """
+        del merged  # no grouping that reads it gets here, see `check`
+        batch, num_tokens, _ = target.shape
+        if batch % self.num_shares:
+            raise ValueError(f'{batch} images do not divide into {self.num_shares} equal shares.')
+
+        def split(x):
+            return x.reshape(self.num_shares, -1, *x.shape[1:])
+
+        def of_one(key, target, keys, images):
+            schedule = self.draw(key, num_tokens=num_tokens)
+            return self.grouping(target, schedule, keys=keys, images=images, grid=grid)
+
+        given = jax.tree.map(split, (target, keys, images))
+        groups = jax.vmap(of_one)(jax.random.split(key, self.num_shares), *given)
+        return groups.reshape(batch, num_tokens)
+
     def _draws(self, num_tokens):
+        return 1 if self._fixed(num_tokens) and not self.grouping.draws else self.num_draws
+
+    def _fixed(self, num_tokens):
+        """Whether there is but one schedule."""
         (least, most), (fewest, steps) = self._bounds(num_tokens)
-        constant = least == most and fewest == steps and not self.grouping.draws
-        return 1 if constant else self.num_draws
+        return least == most and fewest == steps
 
     def _bounds(self, num_tokens):
         """(fewest, most) tokens to merge and (fewest, most) steps, all inclusive."""

@@ -14,6 +14,7 @@ from mim_jax.inputs import Inputs
 from mim_jax.losses import Weighted
 from mim_jax.models.patches import patch_grid
 from mim_jax.models.vit import Encoded, ViT
+from mim_jax.optimizers import TOKENS_AND_TABLES
 from mim_jax.panels import Sheets
 from mim_jax.sharding import path_name
 
@@ -56,6 +57,11 @@ class Objective:
     def needs_whole_batch(self) -> bool:
         """Whether the loss of a batch is not the mean of the losses of its parts."""
         return False
+
+    @property
+    def batch_parts(self) -> int:
+        """The images that are computed at once must divide into so many equal parts."""
+        return 1
 
     def views(self, data: DataConfig) -> dict[str, View]:
         """What the method sees of an item: the batch's images by name, `images` among them; made by
@@ -137,11 +143,17 @@ class Objective:
         """
         return {}
 
-    def weight_decayed(self, params: Any) -> Any:
-        """Tree of bool over `params`: biases, scales, tokens and tables are not decayed."""
+    def weight_decayed(self, params: Any, *, also: tuple[str, ...] = ()) -> Any:
+        """Tree of bool over `params`: biases, scales, 1-D parameters, tokens and tables are not
+        decayed, except for those of TOKENS_AND_TABLES that `also` names.
+        """
 
         def decayed(path: tuple, leaf: Any) -> bool:
             name = path_name(path)
+            # The first that is found: a position table's own entry for the class token is its part.
+            special = re.search(rf'(?:^|/)({"|".join(TOKENS_AND_TABLES)})(?:/|$)', name)
+            if special is not None:
+                return special.group(1) in also
             stacked = re.search(r'(^|/)blocks/', name) is not None
             return leaf.ndim - stacked > 1 and not re.search(NO_DECAY, name)
 
@@ -164,4 +176,4 @@ class Objective:
         return jax.tree_util.tree_map_with_path(layer, params)
 
 
-NO_DECAY = r'(bias|scale|class_token|mask_token|registers|position)'
+NO_DECAY = r'(bias|scale)'

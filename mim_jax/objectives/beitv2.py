@@ -69,6 +69,10 @@ class BEiTv2(Targeted):
         self.morphing.check(bound.grid[0] * bound.grid[1])
         return bound
 
+    @property
+    def batch_parts(self) -> int:
+        return self.morphing.shares(self.grid[0] * self.grid[1])
+
     def init_predictor(self, key: jax.Array, features: int) -> Variables:
         tokens = jnp.zeros((1, 1, self.encoder.width))
         params = {'head': self._head().init(keys.named(key, 'head'), tokens)['params']}

@@ -63,6 +63,10 @@ class BYOL(Objective):
         self.morphing.check(bound.grid[0] * bound.grid[1])
         return bound
 
+    @property
+    def batch_parts(self) -> int:
+        return self.morphing.shares(self.grid[0] * self.grid[1])
+
     def init(self, key: jax.Array, images: Any) -> Variables:
         params = {'encoder': self.encoder.init(keys.named(key, 'encoder'), images)['params']}
         for name in ('token', 'pooled'):

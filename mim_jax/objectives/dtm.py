@@ -23,8 +23,11 @@ class DTM(MaskTokenPrediction):
     """The defaults are the released recipe's.
 
     morphing: `schedule = 'none'` is the paper's token-wise baseline.
-    standardize_target: each target token to mean 0 and variance 1 before everything else (an
-      option of the released code).
+    standardize_target: 'morphed' scales the mean target of every group to mean 0 and variance 1,
+      the unbiased one, just before it is compared: groups are formed on the teacher's own tokens
+      (the released code's option, off in its recipe). 'tokens' scales every token before anything
+      else, by the biased variance: groups are then formed on scaled tokens, and a long one weighs
+      no more in its group's mean than a short one.
     """
 
     masking: Any = choice(MASKINGS, 'block')
@@ -32,8 +35,12 @@ class DTM(MaskTokenPrediction):
     morphing: Morphing = dataclasses.field(default_factory=Morphing)
     distance: Any = choice(DISTANCES, 'cosine')
     loss_on: Literal['hidden', 'all'] = 'all'
-    standardize_target: bool = False
+    standardize_target: Literal['none', 'morphed', 'tokens'] = 'none'
 
     def finish(self, target: jax.Array) -> jax.Array:
         target = super().finish(target)
-        return standardize_tokens(target) if self.standardize_target else target
+        return standardize_tokens(target) if self.standardize_target == 'tokens' else target
+
+    def compared(self, target: jax.Array) -> jax.Array:
+        morphed = self.standardize_target == 'morphed'
+        return standardize_tokens(target, ddof=1) if morphed else target

@@ -45,6 +45,10 @@ class TokenPrediction(Targeted):
         self.morphing.check(num_tokens, network=hasattr(self.target, 'merged'))
         return bound
 
+    @property
+    def batch_parts(self) -> int:
+        return self.morphing.shares(self.grid[0] * self.grid[1])
+
     def predict(
         self, variables: Variables, batch: Batch, mask: jax.Array, drop_path_keys: Any = None
     ) -> jax.Array:
@@ -64,7 +68,11 @@ class TokenPrediction(Targeted):
             target = self.targets(variables, batch['images'])
         with jax.named_scope('morphing'):
             pairs = self.morphing.pairs(key, prediction, target, **self.morphed(variables, batch))
-            return jnp.stack([self.distance(p, t) for p, t in pairs])
+            return jnp.stack([self.distance(p, self.compared(t)) for p, t in pairs])
+
+    def compared(self, target: jax.Array) -> jax.Array:
+        """The target [B,N,D], averaged over its groups, as the distance takes it."""
+        return target
 
     def reduce(self, distances: jax.Array, mask: jax.Array) -> jax.Array:
         """The loss from the tokens' distances [S,B,N]: its mean over the draws."""

@@ -14,7 +14,15 @@ from mim_jax.weights.naming import Recognised, recognise
 
 NAMINGS = (*clip.NAMINGS, *huggingface.NAMINGS, *timm.NAMINGS)
 # Fields that say nothing about a frozen encoder's function, or that its file says by itself.
-NOT_A_TEACHERS = ('mask_token', 'drop_path', 'initialization', 'grid', 'scan', 'remat')
+NOT_A_TEACHERS = (
+    'mask_token',
+    'drop_path',
+    'initialization',
+    'token_initialization',
+    'grid',
+    'scan',
+    'remat',
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -116,6 +116,7 @@ def test_examples_are_titled_by_the_groups_they_have(schedule):
         ({'max_steps': 0}, 'max_steps'),
         ({'num_steps': 0}, 'num_steps'),
         ({'num_draws': 0}, 'num_draws'),
+        ({'num_shares': 0}, 'num_shares'),
     ],
 )
 def test_impossible_values_are_refused(fields, named):

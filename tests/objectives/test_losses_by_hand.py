@@ -98,6 +98,59 @@ def test_dtm(prepared, distance, protect):
     )
 
 
+def test_dtm_with_schedules_for_each_share_of_the_batch(prepared):
+    def change(config):
+        config.objective.morphing.num_shares = 3
+
+    objective, variables, batch, key, prediction, target, _ = prepared('dtm', change)
+    losses, schedules = [], set()
+    for draw in jax.random.split(key, 2):
+        for image, of_image in enumerate(jax.random.split(draw, 3)):
+            schedule = objective.morphing.draw(of_image, num_tokens=16)
+            per_step, steps = (int(x) for x in schedule)
+            schedules.add((per_step, steps))
+            p, t = np.float64(prediction[image]), np.float64(target[image])
+            for group in groups_by_hand(t, per_step, steps, protect=True):
+                value = 1 - cosine(p[group].mean(axis=0), t[group].mean(axis=0))
+                losses += [value] * len(group)
+    assert len(schedules) > 3
+    np.testing.assert_allclose(
+        loss_of(objective, variables, batch, key), np.mean(losses), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize('standardize', ['morphed', 'tokens'])
+def test_dtm_with_a_standardised_target(prepared, standardize):
+    """As released the mean of a group is scaled, by its unbiased variance, and the groups are those
+    of the teacher's own tokens; the other form scales every token first.
+    """
+
+    def change(config):
+        config.objective.standardize_target = standardize
+        config.objective.distance.name = 'l2'
+
+    objective, variables, batch, key, prediction, _, _ = prepared('dtm', change)
+    raw = np.float64(objective.target(variables, batch['images']))
+    losses = []
+    for draw in jax.random.split(key, 2):
+        per_step, steps = (int(x) for x in objective.morphing.draw(draw, num_tokens=16))
+        for image in range(3):
+            tokens = raw[image]
+            if standardize == 'tokens':
+                centred = tokens - tokens.mean(axis=-1, keepdims=True)
+                tokens = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-6)
+            for group in groups_by_hand(tokens, per_step, steps, protect=True):
+                y = tokens[group].mean(axis=0)
+                if standardize == 'morphed':
+                    centred = y - y.mean()
+                    y = centred / np.sqrt((centred**2).sum() / (len(y) - 1) + 1e-6)
+                x = np.float64(prediction[image][group]).mean(axis=0)
+                losses += [((x - y) ** 2).mean()] * len(group)
+    np.testing.assert_allclose(
+        loss_of(objective, variables, batch, key), np.mean(losses), rtol=1e-5
+    )
+
+
 def test_dtm_without_morphing_is_the_token_wise_loss(prepared):
     def change(config):
         config.objective.morphing.schedule = 'none'

@@ -59,7 +59,7 @@ def test_layerwise_compares_with_the_merged_teachers_output(prepared):
             'morphing.grouping.name': 'layerwise',
             'morphing.schedule': 'constant',
             'morphing.num_merged': '6',
-            'standardize_target': 'true',
+            'standardize_target': 'tokens',
             'distance.name': 'l2',
         }
     )
