@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from mim_jax import data, sharding
-from mim_jax.checkpoints import Checkpoints
+from mim_jax.checkpoints import Checkpoints, saved_steps
 from mim_jax.distributed import StopSignal
 from mim_jax.errors import UserError
 from mim_jax.evaluation import Evaluation
@@ -37,6 +37,9 @@ class Trainer:
         self.program = Program.make(run, epoch_examples=len(self.source), fields=self.source.fields)
         self.evaluation = Evaluation(self.program, self.source)
         self.pretrained = self.program.pretrained()
+        self.start = None
+        if not saved_steps(workdir):  # a run that resumes no longer needs what it began with
+            self.start = self.program.start()
         self._pictured = None  # the batch of every picture of this run
         clock = self.program.clock
         self.total = clock.total_steps
@@ -123,7 +126,10 @@ class Trainer:
         )
         step = checkpoints.latest_step
         if step is None:
-            return self.program.init(self.pretrained), batches
+            start, self.start = self.start, None
+            for line in start.lines if start else ():
+                self.logger.message(line)
+            return self.program.init(self.pretrained, start and start.params), batches
         state, data_state = checkpoints.restore(self.program.restorable(), step=step)
         batches.set_state(data_state)
         self.logger.message(f'{self.workdir}: resuming after step {step} of {self.total}.')

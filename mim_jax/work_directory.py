@@ -23,7 +23,7 @@ RESUMABLE = (
     r'(mesh|checkpoint|eval|log)\.',
     r'data\.(workers|threads|prefetch|max_corrupt_share|eval_split|eval_crop|source\..*path):',
     r'(model|objective)\.([^:]*\.)?(scan|remat):',  # of every network that a method has
-    r'objective\.([^:]*\.)?weights:',  # a file may have moved
+    r'(objective|init)\.([^:]*\.)?weights:',  # a file may have moved
 )
 
 

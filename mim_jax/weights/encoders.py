@@ -95,7 +95,7 @@ def complete(
     path = Path(path)
     if not path.exists():
         raise UserError(f'{what}: there is no such file or directory; it names {KINDS}')
-    _check_directory(path, what=what)
+    check_directory(path, what=what)
     known = load_normalization(path, assumed=True)
     fields, params = load_encoder(path, step=step, average=average)
     params = dict(params)
@@ -132,9 +132,9 @@ def complete(
     return Complete(vit, params, projection, channels, **normalization, image_size=size)
 
 
-def _check_directory(path, *, what):
-    """Refuses a directory that is neither of an import nor of a run."""
-    if not encoder_file(path).is_dir() or (path / work_directory.CONFIG_FILE).exists():
+def check_directory(path, *, what):
+    """Raises UserError, naming `what` it is, for a directory neither of an import nor of a run."""
+    if not encoder_file(path).is_dir() or (Path(path) / work_directory.CONFIG_FILE).exists():
         return
     raise UserError(
         f'{what} holds no encoder: there is neither encoder.safetensors, as in a directory of '
