@@ -120,11 +120,14 @@ class Program:
         The FROZEN ones are no part of checkpoints and are read at every start; others only replace
         what a fresh run would draw at random.
         """
+        return self.placed(self.objective.pretrained())
+
+    def placed(self, read: dict[str, Any]) -> dict[str, Any]:
+        """Collections of host arrays on the mesh."""
         place = {
             name: jax.tree.map(lambda x: x.sharding, value)
             for name, value in self.abstract_state.variables.items()
         }
-        read = self.objective.pretrained()
         return {name: sharding.put_tree(value, place[name]) for name, value in read.items()}
 
     def restorable(self) -> TrainState:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import mim_jax
-from mim_jax import checkpoints, experiment, main, warm_start
+from mim_jax import checkpoints, experiment, fingerprints, main, warm_start
 from mim_jax.data import image_fields
 from mim_jax.errors import UserError
 from mim_jax.models.vit import ViT
@@ -214,6 +214,8 @@ def test_the_command_says_what_it_took_and_resumes_without_it(folder, tmp_path, 
     said = capfd.readouterr().out
     assert f'config.init.weights: {tmp_path / "source"}, step 2' in said
     assert 'encoder, left out:' in said and 'left fresh: head' in said
+    recorded = json.loads((tmp_path / 'tuned' / fingerprints.FILE).read_text())
+    assert recorded.keys() == {'init'}
     shutil.rmtree(tmp_path / 'source')
     # As if it had been killed after its first step.
     shutil.rmtree(tmp_path / 'tuned' / 'checkpoints' / '2')
