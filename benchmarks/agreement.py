@@ -69,7 +69,7 @@ def make_program(path, assignments, device):
 
 def images_of(program, count):
     source = data.make_source(program.run.data, split='train')
-    host = data.train_batches(source, program.run.data, seed=0)
+    host = data.train_batches(source, program.run.data, views=program.views, seed=0)
     return [next(host) for _ in range(count)]
 
 

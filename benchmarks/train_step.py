@@ -26,7 +26,6 @@ from timing import WARM_UP, reason
 
 from mim_jax import config as configs
 from mim_jax import experiment, sharding
-from mim_jax.data import image_fields
 from mim_jax.logs import peak_flops
 from mim_jax.program import Program
 
@@ -135,9 +134,8 @@ class Step:
                 fields.append((name, value))
         config = configs.override(configs.load(config), experiment.Experiment, fields)
         self.experiment = experiment.from_config(config)
-        self.program = Program.make(
-            self.experiment, epoch_examples=1_281_167, fields=image_fields(1000)
-        )
+        fields = self.experiment.data.source.assumed_fields()
+        self.program = Program.make(self.experiment, epoch_examples=1_281_167, fields=fields)
         traced = self.program.trace()
         self.flops = self.program.model_flops(traced)
         self.lowered = traced.lower()

@@ -89,7 +89,7 @@ def make_train_step(
         seed=experiment.seed,
         accumulation=train.accumulation,
         average=train.ema,
-        ema_decay=train.ema.decays(clock),
+        average_decay=train.ema.decays(clock),
         mesh=mesh,
     )
 

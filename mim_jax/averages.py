@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from mim_jax.clock import Clock
+from mim_jax.config import UNITS
 from mim_jax.errors import UserError
 from mim_jax.optimizers import Schedule
 
@@ -41,6 +42,9 @@ class Average:
                 raise ValueError(f'{name} = {value} must lie in [0, 1].')
         if self.end_decay is not None and self.decay is None:
             raise ValueError('end_decay needs decay, where the rise starts.')
+        rises = [unit for unit in UNITS if getattr(self, f'rise_{unit}') is not None]
+        if rises and self.end_decay is None:
+            raise ValueError(f'rise_{rises[0]} needs end_decay, to which the decay rises.')
 
     def decays(self, clock: Clock) -> Schedule | None:
         """The decay by step (int32 scalar, 0 for the first update); None without an average."""
@@ -48,7 +52,10 @@ class Average:
             return None
         if self.end_decay is None:
             return optax.constant_schedule(self.decay)
-        rise = clock.steps(self, 'rise', path='train.ema') or clock.total_steps
+        rise = clock.steps(self, 'rise', path='train.ema')
+        rise = clock.total_steps if rise is None else rise
+        if rise == 0:
+            return optax.constant_schedule(self.end_decay)
         start, end = self.decay, self.end_decay
 
         def decay(step: jax.Array) -> jax.Array:

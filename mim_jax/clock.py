@@ -25,26 +25,11 @@ class Clock:
         """How far the run is after `step` updates (may be traced), from 0 to 1, float32."""
         return jnp.minimum(jnp.asarray(step, jnp.float32) / self.total_steps, 1.0)
 
-    def epoch(self, step: jax.Array | int) -> jax.Array:
-        """The epoch in which update `step` (may be traced) lies, counted from 0, int32.
+    def duration(self, section: Any, name: str, *, path: str) -> float | None:
+        """The duration `name` of a section in steps, not rounded: one of `name_steps`, `_examples`,
+        `_epochs`, `_percent`, or None.
 
-        Raises UserError where the size of an epoch is not known.
-        """
-        per_epoch = self.steps_per_epoch
-        return jnp.floor(jnp.asarray(step, jnp.float32) / per_epoch).astype(jnp.int32)
-
-    @property
-    def steps_per_epoch(self) -> float:
-        """Updates in an epoch, not rounded. Raises UserError where its size is not known."""
-        if self.epoch_examples is None:
-            raise UserError(
-                'The size of an epoch is not known here: a duration in steps is needed.'
-            )
-        return self.epoch_examples / self.batch_size
-
-    def steps(self, section: Any, name: str, *, path: str) -> int | None:
-        """The duration `name` of a section, as steps: one of `name_steps`, `_examples`, `_epochs`,
-        `_percent`, or None.
+        Raises UserError for several, a negative one, or epochs where their size is not known.
         """
         found = [(unit, getattr(section, f'{name}_{unit}', None)) for unit in UNITS]
         found = [(unit, value) for unit, value in found if value is not None]
@@ -58,15 +43,21 @@ class Clock:
             raise UserError(
                 f'config.{path}.{name}_{unit} = {value}: a duration cannot be negative.'
             )
-        if unit == 'steps':
-            return int(value)
         if unit == 'examples':
-            return math.ceil(value / self.batch_size)
+            return value / self.batch_size
         if unit == 'epochs':
             if self.epoch_examples is None:
                 raise UserError(
                     f'config.{path}.{name}_epochs: the size of an epoch is not known here; '
                     f'use {name}_steps.'
                 )
-            return math.ceil(value * self.epoch_examples / self.batch_size)
-        return round(value / 100 * self.total_steps)
+            return value * self.epoch_examples / self.batch_size
+        return value if unit == 'steps' else value / 100 * self.total_steps
+
+    def steps(self, section: Any, name: str, *, path: str) -> int | None:
+        """That duration in whole steps: rounded up, a share of the run to the nearest."""
+        duration = self.duration(section, name, path=path)
+        if duration is None:
+            return None
+        share = getattr(section, f'{name}_percent', None) is not None
+        return round(duration) if share else math.ceil(duration)

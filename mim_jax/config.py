@@ -229,6 +229,17 @@ def _find(cls: type, key: str, path: str) -> tuple[dataclasses.Field, Any]:
     for field, kind in _fields(cls):
         if field.name == key:
             return field, kind
+    for field, kind in _fields(cls):
+        # A field that has moved into a section: an older command line, or a word left out.
+        kinds = field.metadata.get('options', {'': kind})
+        for name, inner in kinds.items():
+            if dataclasses.is_dataclass(inner) and key in {f.name for f, _ in _fields(inner)}:
+                of = f' (of {field.name}.name={name})' if name else ''
+                stem = path.removesuffix(key)
+                raise UserError(
+                    f'config.{path}: there is no such key; did you mean '
+                    f'{stem}{field.name}.{key}{of}?'
+                )
     raise UserError(unknown(path, key, [field.name for field, _ in _fields(cls)]))
 
 

@@ -9,6 +9,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from mim_jax.data.colors import smooth
 from mim_jax.errors import UserError
 from mim_jax.frequencies import image_of, radii, spectrum
 
@@ -146,17 +147,7 @@ class Blur(Corruption):
 
         kernels = jax.vmap(kernel)(keys)
         # A Gaussian on a square is one along each axis.
-        for axis in (1, 2):
-            around = [(0, 0)] * 4
-            around[axis] = (reach, reach)
-            padded = jnp.pad(images, around, mode='reflect')
-            size = images.shape[axis]
-            images = sum(
-                kernels[:, k, None, None, None]
-                * jax.lax.slice_in_dim(padded, k, k + size, axis=axis)
-                for k in range(2 * reach + 1)
-            )
-        return Corrupted(images)
+        return Corrupted(smooth(images, kernels))
 
 
 @dataclasses.dataclass(frozen=True)

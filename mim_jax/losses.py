@@ -1,12 +1,17 @@
 """Distances between tokens, and their reductions; all in float32."""
 
 import dataclasses
+from typing import Literal
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
+from mim_jax.frequencies import spectrum
+
 NORM_EPS = 1e-12
+# Added to |z|^2 before the root, which has no gradient at 0 (as the released code of MFM).
+SQUARE_EPS = 1e-12
 
 
 def cosine_distance(prediction, target):
@@ -122,3 +127,68 @@ def standardize_tokens(target, *, eps=1e-6):
     target = target.astype(jnp.float32)
     mean = target.mean(axis=-1, keepdims=True)
     return (target - mean) / jnp.sqrt(target.var(axis=-1, keepdims=True) + eps)
+
+
+@dataclasses.dataclass(frozen=True)
+class SpectrumDistance:
+    """Distance |P - T|^gamma of the spectra of two images at every frequency.
+
+    gamma: exponent of the distance.
+    focal: weighs every frequency by its own distance to this power, divided by the largest
+      (constant for the gradient), so that the hard ones count most; None: all count alike.
+    focal_log: the logarithm of 1 + that power instead.
+    focal_over: the largest is that of each image and channel, or that of the whole batch.
+    average: the spectra of the batch are averaged first, and compared as one.
+    parts: the image is cut into so many parts per side, each with a spectrum of its own.
+
+    Source: MFM (Xie et al., ICLR 2023) and its released code; the weights are those of the focal
+    frequency loss (Jiang et al., ICCV 2021).
+    """
+
+    gamma: float = 1.0
+    focal: float | None = None
+    focal_log: bool = False
+    focal_over: Literal['image', 'batch'] = 'image'
+    average: bool = False
+    parts: int = 1
+
+    def __post_init__(self):
+        if not self.gamma > 0:
+            raise ValueError(f'gamma = {self.gamma} must be above 0.')
+        if self.focal is not None and not self.focal > 0:
+            raise ValueError(f'focal = {self.focal} must be above 0; none turns it off.')
+        if self.parts < 1:
+            raise ValueError(f'parts = {self.parts} must be at least 1.')
+
+    @property
+    def over_batch(self) -> bool:
+        """Whether the distance of an image depends on the others of its batch."""
+        return self.average or (self.focal is not None and self.focal_over == 'batch')
+
+    def __call__(self, prediction, target):
+        """Images [B,H,W,C] to float32 [B,P,h,w,C] for P = parts^2 parts of (h, w); with `average`
+        B is 1.
+        """
+        spectra = [spectrum(cut(x.astype(jnp.float32), self.parts)) for x in (prediction, target)]
+        if self.average:
+            spectra = [s.mean(axis=0, keepdims=True) for s in spectra]
+        difference = spectra[0] - spectra[1]
+        squares = difference.real**2 + difference.imag**2
+        distances = jnp.sqrt(squares + SQUARE_EPS) ** self.gamma
+        return distances if self.focal is None else distances * self._focus(squares)
+
+    def _focus(self, squares):
+        """Weights in [0, 1] of all frequencies."""
+        weights = jnp.sqrt(jax.lax.stop_gradient(squares)) ** self.focal
+        if self.focal_log:
+            weights = jnp.log1p(weights)
+        axes = (2, 3) if self.focal_over == 'image' else None
+        largest = weights.max(axis=axes, keepdims=True)
+        return jnp.where(largest > 0, weights / jnp.where(largest > 0, largest, 1.0), 0.0)
+
+
+def cut(images, parts):
+    """Images [B,H,W,C] as `parts` by `parts` pieces each, [B,parts^2,H/parts,W/parts,C]."""
+    batch, height, width, channels = images.shape
+    pieces = images.reshape(batch, parts, height // parts, parts, width // parts, channels)
+    return pieces.swapaxes(2, 3).reshape(batch, parts**2, height // parts, width // parts, channels)

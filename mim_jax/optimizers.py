@@ -23,6 +23,8 @@ class OptimizerConfig:
     scaling: that rule: 'none', 'linear' (batch / `reference_batch`), 'sqrt' (its square root).
     schedule: after the warm-up; 'cosine' falls to `end_learning_rate` over the rest of the run,
       'multistep' multiplies by `decay_factor` at each of `decay_percent` of the run.
+    horizon: the schedule is laid out for so many times the run's length; above 1 the run ends in
+      the midst of it (CroCo: 2, I-JEPA: 1.25). The warm-up is as long as it says.
     warmup_*: how long the rate rises, from `warmup_learning_rate`.
     scale_ends: the rule applies to the first and the last rate as well (SimMIM).
     layer_decay: below 1, a parameter's rate is multiplied by it ** (distance from the top).
@@ -42,6 +44,7 @@ class OptimizerConfig:
     scale_ends: bool = False
     decay_percent: tuple[float, ...] = ()
     decay_factor: float = 0.1
+    horizon: float = 1.0
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8
@@ -52,6 +55,10 @@ class OptimizerConfig:
     def __post_init__(self):
         if self.learning_rate <= 0 or self.reference_batch <= 0:
             raise ValueError('learning_rate and reference_batch must be positive.')
+        if self.horizon < 1:
+            raise ValueError(
+                f'horizon = {self.horizon} must be at least 1: no schedule ends before its run.'
+            )
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise ValueError(
                 f'clip_norm = {self.clip_norm} must be positive; none turns clipping off.'
@@ -66,13 +73,12 @@ def make_schedule(config: OptimizerConfig, clock: Clock) -> Schedule:
     peak = config.learning_rate * factor
     start, end = config.warmup_learning_rate * ends, config.end_learning_rate * ends
     warmup = min(clock.steps(config, 'warmup', path='optimizer') or 0, clock.total_steps)
-    remaining = max(clock.total_steps - warmup, 1)
+    length = round(config.horizon * clock.total_steps)
+    remaining = max(length - warmup, 1)
     if config.schedule == 'cosine':
         main = optax.cosine_decay_schedule(peak, remaining, alpha=end / peak)
     elif config.schedule == 'multistep':
-        bounds = [
-            round(percent / 100 * clock.total_steps) - warmup for percent in config.decay_percent
-        ]
+        bounds = [round(percent / 100 * length) - warmup for percent in config.decay_percent]
         main = optax.piecewise_constant_schedule(peak, {b: config.decay_factor for b in bounds})
     else:
         main = optax.constant_schedule(peak)

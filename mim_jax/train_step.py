@@ -47,7 +47,7 @@ class TrainStep:
         seed: all randomness is a function of (seed, step, name).
         accumulation: microbatches per step; the update equals the full batch's.
         average: which parameters have an average `ema`.
-        ema_decay: function step -> decay of that average, or None.
+        average_decay: function step -> decay of that average, or None.
         mesh: the device mesh the batch is split over.
     """
 
@@ -58,7 +58,7 @@ class TrainStep:
     seed: int
     accumulation: int
     average: Average
-    ema_decay: Schedule | None
+    average_decay: Schedule | None
     mesh: jax.sharding.Mesh
 
     def init(
@@ -73,7 +73,7 @@ class TrainStep:
             flat = traverse_util.flatten_dict(variables['params'])
             flat |= traverse_util.flatten_dict(started)
             variables['params'] = traverse_util.unflatten_dict(flat)
-        if self.ema_decay is not None:
+        if self.average_decay is not None:
             variables['ema'] = jax.tree.map(jnp.array, self.average.of(variables['params']))
         opt_state = self.optimizer.init(variables['params'])
         return TrainState(jnp.zeros((), jnp.int32), variables, opt_state)
@@ -91,8 +91,8 @@ class TrainStep:
         variables = {**state.variables, 'params': params}
         if extra:
             variables['state'] = extra
-        if self.ema_decay is not None:
-            decay = self.ema_decay(state.step)
+        if self.average_decay is not None:
+            decay = self.average_decay(state.step)
             variables['ema'] = averages.moved(variables['ema'], params, decay)
         metrics |= {
             'learning_rate': jnp.asarray(self.schedule(state.step), jnp.float32),

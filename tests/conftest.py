@@ -59,6 +59,8 @@ def tiny_config(teacher_file):
 
     def make(objective, **train):
         from mim_jax import experiment
+        from mim_jax.objectives import OBJECTIVES
+        from mim_jax.objectives.token_prediction import MaskTokenPrediction
 
         config = experiment.default_config(objective)
         config.data.update(image_size=(32, 32), batch_size=16)
@@ -69,7 +71,7 @@ def tiny_config(teacher_file):
             width=32,
             depth=2,
             heads=2,
-            mask_token=objective in ('dtm', 'simmim'),
+            mask_token=issubclass(OBJECTIVES[objective], MaskTokenPrediction),
             drop_path=0.1,
         )
         config.train.update({'total_steps': 4, **train})

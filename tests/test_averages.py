@@ -42,3 +42,10 @@ def test_only_the_named_parts_are_averaged():
         UserError, match="parts names 'head', but the parameters have the parts dec"
     ):
         Average(decay=0.9, parts=('head',)).of(params)
+
+
+def test_a_rise_of_no_length_is_over_and_one_without_an_end_is_refused():
+    average = Average(decay=0.5, end_decay=0.9, rise_steps=0)
+    assert float(average.decays(CLOCK)(0)) == pytest.approx(0.9)
+    with pytest.raises(ValueError, match='rise_epochs needs end_decay'):
+        Average(decay=0.5, rise_epochs=3.0)

@@ -194,3 +194,16 @@ def test_messages_name_the_field_from_the_top():
     ):
         with pytest.raises(UserError, match=message):
             configs.build(experiment.Experiment, change, path='')
+
+
+def test_a_field_that_lives_in_a_section_is_found_there():
+    from mim_jax.experiment import Experiment
+
+    for path, place in (
+        ('data.path', r'data\.source\.path \(of source\.name=folder\)'),
+        ('objective.beta', r'objective\.distance\.beta \(of distance\.name=smooth_l1\)'),
+        ('data.scale', r'data\.crop\.scale'),
+    ):
+        config = experiment.default_config('mae')
+        with pytest.raises(UserError, match=rf'no such key; did you mean {place}\?'):
+            configs.override(config, Experiment, [(path, '1')])

@@ -32,9 +32,10 @@ def imported(module):
             assert node.level == 0, f'{module}: imports are absolute'
             names = {f'{node.module}.{alias.name}' for alias in node.names}
             found |= {name if name in MODULES else node.module for name in names}
-    found |= {name.rpartition('.')[0] for name in found if name in MODULES}
-    # Whoever is inside a package is loaded by it, or after it.
-    return {name for name in found & MODULES.keys() if not module.startswith(f'{name}.')}
+    above = {name.rpartition('.')[0] for name in found if name in MODULES}
+    # The packages that a module is inside of are being loaded when it is: no import of its own.
+    found |= {name for name in above if not module.startswith(f'{name}.')}
+    return found & MODULES.keys()
 
 
 def test_no_circle():

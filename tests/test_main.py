@@ -24,8 +24,7 @@ def get_config(method='simmim'):
     config.data.crop.mode = 'none'
     config.data.source.update(num_train=64, num_test=16)
     config.model.update(patch_size=(8, 8), width=16, depth=1, heads=2)
-    if method in ('simmim', 'dtm'):
-        config.model.mask_token = True
+    config.model.mask_token = True
     if method == 'dtm':
         config.objective.masking.update(num_masked=6, min_block=2)
     config.mesh.data = 1

@@ -51,6 +51,26 @@ def test_multistep_as_simmim():
     np.testing.assert_allclose(schedule(71), 2e-5, rtol=1e-5)
 
 
+def test_with_a_horizon_the_run_ends_in_the_midst_of_its_schedule():
+    """CroCo: a schedule of 800 epochs, stopped at 400; the warm-up keeps its own length."""
+    config = OptimizerConfig(learning_rate=1.5e-4, warmup_epochs=10.0, horizon=2.0)
+    schedule = make_schedule(config, CLOCK)
+    peak = 1.5e-4 * 1024 / 256
+    for step in (0, 5, 10, 60, 100):
+        if step < 10:
+            expected = peak * step / 10
+        else:
+            expected = peak * 0.5 * (1 + math.cos(math.pi * (step - 10) / 190))
+        np.testing.assert_allclose(schedule(step), expected, rtol=1e-5, atol=1e-10)
+    steps = OptimizerConfig(
+        learning_rate=1.0, scaling='none', schedule='multistep', decay_percent=(40.0,), horizon=2.0
+    )
+    found = [float(make_schedule(steps, CLOCK)(step)) for step in (79, 81)]
+    np.testing.assert_allclose(found, [1.0, 0.1])
+    with pytest.raises(ValueError, match='horizon = 0.5 must be at least 1'):
+        OptimizerConfig(horizon=0.5)
+
+
 def test_adamw_equals_a_plain_loop():
     config = OptimizerConfig(
         learning_rate=0.01,

@@ -134,7 +134,7 @@ class Counted(MAE):
     def loss(self, variables, batch, key, step):
         images = batch['images']
         mask = self.mask(variables, batch, step)
-        distance = self.distance(self.predict(variables, images, mask), self.targets({}, images))
+        distance = self.distance(self.predict(variables, batch, mask), self.targets({}, images))
         bright = patchify(images, patch_size=self.encoder.patch_size).mean(axis=-1) > 0.5
         counted = (mask & bright).astype(jnp.float32)
         return Weighted((distance * counted).sum(), counted.sum()), {'bright': bright.mean()}, {}

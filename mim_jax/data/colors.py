@@ -119,7 +119,14 @@ def blur(images, sigma, *, reach):
     """
     offsets = jnp.arange(-reach, reach + 1, dtype=jnp.float32)
     weights = jnp.exp(-0.5 * (offsets / sigma[:, None]) ** 2)
-    weights = weights / weights.sum(axis=1, keepdims=True)
+    return smooth(images, weights / weights.sum(axis=1, keepdims=True))
+
+
+def smooth(images, weights):
+    """Sums over neighbours along both axes, by weights [B,2r+1] of each image's own; the edges are
+    reflected without repeating them.
+    """
+    reach = weights.shape[1] // 2
     for axis in (1, 2):
         count = images.shape[axis]
         widths = [(reach, reach) if i == axis else (0, 0) for i in range(4)]

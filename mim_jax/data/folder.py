@@ -127,17 +127,29 @@ class ImageFolder:
 
     def __getitem__(self, index):
         path = self.describe(index)
-        item = {'image': _read(path)}
+        files = _Files(image=path)
         if self._pairs:
-            item['other'] = _read(_second_of_pair(path))
+            files.paths['other'] = _second_of_pair(path)
         if self._maps is not None:
-            item['map'] = _read(os.path.join(self._map_root, self._maps[index]))
+            files.paths['map'] = os.path.join(self._map_root, self._maps[index])
         if self._labels is not None:
-            item['label'] = int(self._labels[index])
-        return item
+            files['label'] = int(self._labels[index])
+        return files
 
     def describe(self, index):
         return os.path.join(self._root, self._names[index])
+
+
+class _Files(dict):
+    """An item whose files are read when they are asked for: no view, no reading."""
+
+    def __init__(self, **paths):
+        super().__init__()
+        self.paths = paths
+
+    def __missing__(self, name):
+        self[name] = _read(self.paths[name])
+        return self[name]
 
 
 class _Strings:

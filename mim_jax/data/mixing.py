@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from mim_jax.errors import UserError
 from mim_jax.keys import named
 
 
@@ -29,15 +30,15 @@ def mix(keys, images, targets, *, mixup=0.0, cutmix=0.0, switch=0.5):
       Images and targets of the same shapes.
 
     Raises:
-      ValueError: B is odd.
+      UserError: B is odd.
     """
-    if len(images) % 2:
-        raise ValueError(
-            f'mixing pairs the images of a batch, or of a microbatch: {len(images)} is odd; set '
-            f'config.data.batch_size or config.train.accumulation'
-        )
     if not mixup and not cutmix:
         return images, targets
+    if len(images) % 2:
+        raise UserError(
+            f'mixing pairs the images of a batch, or of a microbatch: {len(images)} is odd; change '
+            f'config.data.batch_size or config.train.accumulation.'
+        )
     happens = _uniform(keys, 'switch') < (switch if mixup and cutmix else float(bool(cutmix)))
     shares = jnp.where(happens, _beta(keys, 'cutmix', cutmix), _beta(keys, 'mixup', mixup))
     outside, boxed_shares = _outside_of_box(keys, shares, size=images.shape[1:3])

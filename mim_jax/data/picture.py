@@ -1,5 +1,6 @@
 """One view of one item: decoded, cropped, resized, transformed."""
 
+import contextlib
 import dataclasses
 
 import cv2
@@ -61,7 +62,8 @@ class Item:
         if name not in self._headers:
             data = self._item[name]
             array = isinstance(data, np.ndarray)
-            self._headers[name] = None if array else decode.jpeg_size(data)
+            with _naming(name):
+                self._headers[name] = None if array else decode.jpeg_size(data)
         return self._headers[name]
 
     def size(self, name):
@@ -75,7 +77,8 @@ class Item:
             if isinstance(data, np.ndarray):
                 image = _with_channels(data, self._channels)
             else:
-                image = decode.decode(data, channels=self._channels, reduction=reduction)
+                with _naming(name):
+                    image = decode.decode(data, channels=self._channels, reduction=reduction)
             self._decoded[name, reduction] = image
         return self._decoded[name, reduction]
 
@@ -83,9 +86,19 @@ class Item:
         """Integers [H,W]. Raises CorruptImage."""
         if name not in self._decoded:
             data = self._item[name]
-            encoded = not isinstance(data, np.ndarray)
-            self._decoded[name] = decode.decode_map(data) if encoded else data
+            with _naming(name):
+                encoded = not isinstance(data, np.ndarray)
+                self._decoded[name] = decode.decode_map(data) if encoded else data
         return self._decoded[name]
+
+
+@contextlib.contextmanager
+def _naming(name):
+    """Says which part of an item is corrupt, where it is not the image itself."""
+    try:
+        yield
+    except decode.CorruptImage as error:
+        raise (error if name == 'image' else decode.CorruptImage(f'its {name}: {error}')) from error
 
 
 def show(item, view, rng):

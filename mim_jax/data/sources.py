@@ -22,9 +22,10 @@ class Source(Protocol):
     """Random access to items; picklable, so that workers can have it.
 
     `source[i]` is a dict with every field that `fields` states; see `Field` for what each holds. It
-    is a function of i alone, and may be called from several threads.
+    is a function of i alone, and may be called from several threads. A file may be read only when
+    its field is asked for (`dict.__missing__`).
 
-    Raises `mim_jax.data.decode.CorruptImage` for an item that cannot be read.
+    Either raises `mim_jax.data.decode.CorruptImage` for what cannot be read.
     """
 
     fields: tuple[Field, ...]

@@ -11,6 +11,8 @@ from mim_jax.data.view import Colors, View
 from mim_jax.errors import UserError
 
 Views = Mapping[str, View]
+# What a batch holds beside views and fields: the pipeline's notes, and the step's random keys.
+RESERVED = ('corrupt', 'index', 'valid', 'keys')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +54,15 @@ def batch_spec(
 
 
 def check_views(
-    config: DataConfig, views: Views, fields: tuple[Field, ...], *, data: str = 'the data'
+    config: DataConfig,
+    views: Views,
+    fields: tuple[Field, ...],
+    *,
+    data: str = 'the data',
+    hint: str = 'another config.data.source, or more of its section, may bring it',
 ) -> None:
-    """Checks that views can be made of a source with these fields; `data` is what it is called.
+    """Checks that views can be made of a source with these fields; `data` is what it is called,
+    `hint` how a missing field is brought.
 
     Raises:
       UserError: one sentence on the first view that cannot.
@@ -64,14 +72,14 @@ def check_views(
         raise ValueError("an objective's views must include 'images', not like another one")
     if views['images'].image_size != tuple(config.image_size):
         raise ValueError("the view 'images' must have the size config.data.image_size")
-    keys = [field.plural for field in fields if field.kind == 'value']
+    keys = [*RESERVED, *(field.plural for field in fields if field.kind == 'value')]
     for name, view in views.items():
         if view.like is not None:
             _check_like(name, view, views)
         else:
             wanted = [('image', view.of), *(('map', map_name) for map_name in view.maps)]
             for kind, field_name in wanted:
-                _check_field(name, field_name, kind, fields, data)
+                _check_field(name, field_name, kind, fields, data, hint)
         keys += [name, *(f'{name}_{m}' for m in view.maps)]
         keys += [f'{name}_boxes', f'{name}_flipped'] if view.boxes else []
     for key in keys:
@@ -79,7 +87,7 @@ def check_views(
             raise UserError(f'two parts of a batch are called {key!r}: rename a view or a field')
 
 
-def _check_field(view_name, name, kind, fields, data):
+def _check_field(view_name, name, kind, fields, data, hint):
     field = find(fields, name)
     if field is not None and field.kind == kind:
         return
@@ -87,8 +95,7 @@ def _check_field(view_name, name, kind, fields, data):
     had = ', '.join(f'{f.name} ({f.kind})' for f in fields)
     raise UserError(
         f'the view {view_name!r} of this objective needs the {kind} {name!r}, which {data} '
-        f'{is_what}: its fields are {had}; another config.data.source, or more of its section, '
-        f'may bring it'
+        f'{is_what}: its fields are {had}; {hint}.'
     )
 
 

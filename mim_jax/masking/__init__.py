@@ -14,6 +14,7 @@ from mim_jax.masking.selection import (
     hidden_ids,
     visible_ids,
 )
+from mim_jax.masking.weighted import WeightedMasking
 
 __all__ = [
     'MASKINGS',
@@ -21,6 +22,7 @@ __all__ = [
     'DisjointMasking',
     'GridMasking',
     'RandomMasking',
+    'WeightedMasking',
     'drawn_by_weight',
     'hardest_first',
     'hidden_ids',

@@ -2,6 +2,7 @@
 
 import functools
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 
@@ -13,12 +14,15 @@ from mim_jax.masking.selection import lowest
 class RandomMasking:
     """Hides patches drawn uniformly without replacement.
 
-    ratio: share of patches hidden; int(N * (1 - ratio)) stay visible, as in the released code.
+    ratio: share of patches hidden.
+    floor: which of the two numbers is rounded down: int(N * (1 - ratio)) patches stay 'visible', as
+      in MAE's released code, or int(N * ratio) are 'hidden', as in CroCo's.
 
     Source: MAE (He et al., CVPR 2022), `random_masking`.
     """
 
     ratio: float = 0.75
+    floor: Literal['visible', 'hidden'] = 'visible'
 
     def __post_init__(self):
         check_ratio(self.ratio)
@@ -27,6 +31,8 @@ class RandomMasking:
         """Patches hidden in every image of a grid (h, w)."""
         num_patches = grid[0] * grid[1]
         visible = int(num_patches * (1 - self.ratio))
+        if self.floor == 'hidden':
+            visible = num_patches - int(num_patches * self.ratio)
         if not 0 < visible < num_patches:
             raise UserError(
                 f'config.objective.masking.ratio = {self.ratio}: of {num_patches} patches '

@@ -49,8 +49,9 @@ class MAEDecoder:
     def apply(self, variables, tokens, *, visible_ids, grid, features, class_token=None):
         """Predicts every patch, float32 [B,N,features], from tokens [B,K,D] of the visible ones.
 
-        visible_ids [B,K] int32: the tokens' places on `grid` (h,w). class_token [B,D] takes part in
-        attention and is dropped at the end.
+        visible_ids [B,K] int32: the tokens' places on `grid` (h,w); None: all are there, in order,
+        and no mask token is needed. class_token [B,D] takes part in attention and is dropped at the
+        end.
         """
         return self.module.apply(
             variables,
@@ -136,14 +137,15 @@ class Decoder(nn.Module):
         c = self.config
         linear = functools.partial(Linear, initialization=c.initialization, dtype=c.dtype)
         embed = linear((c.width,), name='embed')
-        mask_token = self.param('mask_token', normal_token, (c.width,))
 
         def positions(grid):
             return jnp.asarray(sincos_table(grid, c.width).reshape(-1, c.width), c.dtype)
 
-        x = unshuffle(
-            embed(tokens), visible_ids=visible_ids, fill=mask_token, num_tokens=grid[0] * grid[1]
-        )
+        x = embed(tokens)
+        if visible_ids is not None:
+            mask_token = self.param('mask_token', normal_token, (c.width,))
+            count = grid[0] * grid[1]
+            x = unshuffle(x, visible_ids=visible_ids, fill=mask_token, num_tokens=count)
         x += positions(grid)
         if class_token is not None:
             x = jnp.concatenate([embed(class_token)[:, None], x], axis=1)

@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mim_jax.models.initializers import kernel_init
 from mim_jax.models.tokenwise import Linear, layer_norm
@@ -28,6 +29,52 @@ class TokenHead(nn.Module):
             (self.features,), initialization=self.initialization, dtype=self.dtype, name='linear'
         )
         return head(tokens).astype(jnp.float32)
+
+
+class LevelHeads(nn.Module):
+    """A teacher's levels predicted from all of a student's: tokens after its S blocks, [...,S,D],
+    to float32 [...,T,features].
+
+    Level t is head_t(sum over s of W[t, s] tokens[..., s]): a learned mixture of the student's
+    blocks, and a linear layer of the level's own.
+
+    levels: numbers (from 1) of the teacher's blocks that are predicted; there are T.
+    fusion: 'linear' starts W at the identity plus 0.01, so that a student must have as many blocks
+      as its teacher; 'sum' starts it at 1/S; 'none' has no W: level t is read from block t.
+
+    Parameters: fusion [T,S], heads/linear/{kernel [T,D,features], bias [T,features]}.
+
+    Source: the Dynamic Alignment of MaskAlign (Xue et al., CVPR 2023).
+    """
+
+    levels: tuple[int, ...]
+    features: int
+    fusion: str = 'linear'
+    initialization: str = 'mae'
+    dtype: str = 'float32'
+
+    @nn.compact
+    def __call__(self, tokens):
+        chosen = np.array(self.levels) - 1
+        if self.fusion == 'none':
+            fused = tokens[..., chosen, :]
+        else:
+            depth = tokens.shape[-2]
+            if self.fusion == 'linear':
+                start = np.eye(depth)[chosen] + 0.01
+            else:
+                start = np.full((len(chosen), depth), 1 / depth)
+            weights = self.param('fusion', lambda key: jnp.asarray(start, jnp.float32))
+            weights, tokens = weights.astype(self.dtype), tokens.astype(self.dtype)
+            fused = jnp.einsum('ts,...sd->...td', weights, tokens)
+        heads = nn.vmap(
+            TokenHead,
+            in_axes=-2,
+            out_axes=-2,
+            variable_axes={'params': 0},
+            split_rngs={'params': True},
+        )
+        return heads(self.features, self.initialization, self.dtype, name='heads')(fused)
 
 
 class MLPHead(nn.Module):

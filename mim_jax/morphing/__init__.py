@@ -14,7 +14,7 @@ from mim_jax import keys as named_keys
 from mim_jax.config import choice
 from mim_jax.errors import UserError
 from mim_jax.morphing.average import morph
-from mim_jax.morphing.base import Grouping, singletons
+from mim_jax.morphing.base import Grouping, placed, singletons
 from mim_jax.morphing.bipartite import Bipartite, bipartite_groups
 from mim_jax.morphing.clusters import KMeans, KMedoids, RandomGroups
 from mim_jax.morphing.layerwise import NO_NETWORK, Layerwise
@@ -39,6 +39,7 @@ __all__ = [
     'groups_left',
     'merges_per_step',
     'morph',
+    'placed',
     'sample_schedule',
 ]
 
@@ -86,13 +87,19 @@ class Morphing:
             if getattr(self, name) < 1:
                 raise ValueError(f'{name} = {getattr(self, name)}: it must be at least 1.')
 
-    def check(self, num_tokens, *, network=False):
+    def check(self, num_tokens, *, network=False, grid=True):
         """Raises UserError where a schedule asks for more tokens than an image has, or the grouping
-        for a target whose `network` can be merged.
+        for a target whose `network` can be merged, or for the tokens of a whole `grid`.
         """
         self._bounds(num_tokens)
         if self.schedule != 'none' and isinstance(self.grouping, Layerwise) and not network:
             raise UserError(NO_NETWORK)
+        if self.schedule != 'none' and self.grouping.needs_grid and not grid:
+            name = next(n for n, kind in GROUPINGS.items() if isinstance(self.grouping, kind))
+            raise UserError(
+                f'config.objective.morphing.grouping {name!r} is formed on the whole grid of '
+                'patches, and this method morphs only some of them: choose another grouping.'
+            )
 
     def draw(self, key, *, num_tokens):
         """One schedule `(tokens_per_step, num_steps)`, int32 scalars, shared by a whole batch.

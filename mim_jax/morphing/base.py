@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -19,6 +20,7 @@ class Grouping:
 
     protected = 0  # tokens that never join another
     draws = False  # whether it draws from `keys`
+    needs_grid = False  # whether it groups places of a whole grid, and not any set of tokens
     has_steps = True  # whether the number of steps means anything; if not, there is one
 
     def __call__(self, tokens, schedule, *, keys=None, images=None, grid=None):
@@ -74,3 +76,12 @@ def singletons(tokens):
     """Groups [B,N] int32 in which every one of the tokens [B,N,D] is alone."""
     batch, num_tokens, _ = tokens.shape
     return jnp.broadcast_to(jnp.arange(num_tokens, dtype=jnp.int32), (batch, num_tokens))
+
+
+def placed(groups, places, *, num_tokens):
+    """Groups [B,K] int32 of the tokens at `places` [B,K] (all different) as groups [B,num_tokens]
+    in which every other token is alone.
+    """
+    alone = jnp.arange(num_tokens, dtype=jnp.int32)
+    numbers = jnp.take_along_axis(places, groups, axis=1)
+    return jax.vmap(lambda ids, values: alone.at[ids].set(values))(places, numbers)

@@ -28,6 +28,8 @@ class Superpixels(ByNumber):
     iterations: updates of the segments' centres.
     """
 
+    needs_grid = True
+
     compactness: float = 10.0
     iterations: int = 10
 

@@ -3,10 +3,12 @@
 from mim_jax.objectives.beitv2 import BEiTv2
 from mim_jax.objectives.byol import BYOL
 from mim_jax.objectives.classification import Classification
+from mim_jax.objectives.croco import CroCo
 from mim_jax.objectives.dtm import DTM
 from mim_jax.objectives.hpm import HPM
 from mim_jax.objectives.lut import LUT
 from mim_jax.objectives.mae import MAE
+from mim_jax.objectives.maskalign import MaskAlign
 from mim_jax.objectives.mfm import MFM
 from mim_jax.objectives.simmim import SimMIM
 from mim_jax.objectives.vqkd import VQKD
@@ -15,10 +17,12 @@ OBJECTIVES = {
     'beitv2': BEiTv2,
     'byol': BYOL,
     'classification': Classification,
+    'croco': CroCo,
     'dtm': DTM,
     'hpm': HPM,
     'lut': LUT,
     'mae': MAE,
+    'maskalign': MaskAlign,
     'mfm': MFM,
     'simmim': SimMIM,
     'vqkd': VQKD,

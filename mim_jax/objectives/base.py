@@ -75,11 +75,11 @@ class Objective:
         """How far the run is after `step` updates, float32 from 0 to 1."""
         return self.clock.progress(step)
 
-    def steps(self, name: str) -> int | None:
-        """The duration `name` of this section (`name_epochs`, `name_percent`, …) as steps, None
-        where it is not given.
+    def duration(self, name: str) -> float | None:
+        """The duration `name` of this section (`name_epochs`, `name_percent`, …) in steps, not
+        rounded; None where it is not given.
         """
-        return self.clock.steps(self, name, path='objective')
+        return self.clock.duration(self, name, path='objective')
 
     def encode(
         self,
@@ -109,7 +109,8 @@ class Objective:
 
     def mask(self, variables: Variables, batch: Batch, step: jax.Array) -> jax.Array | None:
         """Which tokens of `batch['images']` are hidden, [B,N] bool, by chance or by what a network
-        says of them; None where the method hides none. The same for loss and pictures.
+        says of them; None where the method hides none. The same for loss and pictures (which may
+        draw it together with what else they need).
         """
         return None
 

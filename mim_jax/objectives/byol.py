@@ -52,13 +52,8 @@ class BYOL(Objective):
             if getattr(self, name) < 1:
                 raise ValueError(f'{name} = {getattr(self, name)} must be at least 1.')
 
-    @property
-    def averaged(self) -> tuple[str, ...]:
-        return ('encoder', 'token_projector', 'pooled_projector')
-
-    @property
-    def needs_whole_batch(self) -> bool:
-        return True  # batch norm takes its statistics from it
+    averaged = ('encoder', 'token_projector', 'pooled_projector')
+    needs_whole_batch = True  # batch norm takes its statistics from it
 
     def views(self, data: DataConfig) -> dict[str, View]:
         return {'images': data.view(), 'second': data.view(like='images')}

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mim_jax import keys, panels
 from mim_jax.clock import Clock
@@ -68,7 +69,7 @@ class HPM(MAE):
 
     def bind(self, encoder: ViT, inputs: Inputs, clock: Clock | None = None) -> Objective:
         bound = super().bind(encoder, inputs, clock)
-        if clock is not None and bound.steps('stage') is None:
+        if clock is not None and bound.duration('stage') is None:
             raise UserError(
                 'config.objective: the length of a stage is missing; set one of stage_epochs, '
                 'stage_percent, stage_examples, stage_steps.'
@@ -84,32 +85,31 @@ class HPM(MAE):
         return params
 
     def decode(
-        self, params: Any, encoded: Encoded, visible: jax.Array, *, name: str = 'decoder'
+        self, params: Any, encoded: Encoded, visible: jax.Array | None, *, name: str = 'decoder'
     ) -> jax.Array:
         """As in MAE; both decoders are fed the same tokens."""
         shared = {part: params['decoder'][part] for part in SHARED}
         return super().decode({name: {**params[name], **shared}}, encoded, visible, name=name)
 
-    def scores(self, params: Any, encoded: Encoded, visible: jax.Array) -> jax.Array:
+    def scores(self, params: Any, encoded: Encoded, visible: jax.Array | None) -> jax.Array:
         """Which patches will have the larger losses, float32 [B,N], higher for larger ones."""
         return self.decode(params, encoded, visible, name='loss_decoder').mean(axis=-1)
 
     def whole_scores(self, variables: Variables, images: jax.Array) -> jax.Array:
         """What the average of the network says of images [B,H,W,C] of which it sees everything."""
         encoded = self.encode(variables['ema'], images)
-        places = jnp.arange(encoded.tokens.shape[1])
-        everywhere = jnp.broadcast_to(places, encoded.tokens.shape[:2])
-        return jax.lax.stop_gradient(self.scores(variables['ema'], encoded, everywhere))
+        return jax.lax.stop_gradient(self.scores(variables['ema'], encoded, None))
 
     def num_hardest(self, step: jax.Array) -> jax.Array:
         """How many of the hidden patches are the hardest at `step`, int32 scalar."""
-        stage = max(self.steps('stage'), 1)
-        # t / T of the paper, with t counted from 1 as in the released code.
-        passed = self.progress((step // stage + 1) * stage)
+        stage, total = max(self.duration('stage'), 1), self.clock.total_steps
+        # t / T of the paper, with t counted from 1 as in the released code, for every stage.
+        passed = np.minimum(np.arange(1, math.ceil(total / stage) + 1) * stage / total, 1)
         share = self.start_share + (self.end_share - self.start_share) * passed
         # The least that is added keeps whole numbers from being rounded down.
-        count = self.masking.count(self.grid) * share + 1e-4
-        return jnp.floor(count).astype(jnp.int32)
+        counts = np.floor(self.masking.count(self.grid) * share + 1e-6).astype(np.int32)
+        begins = np.ceil(np.arange(1, len(counts)) * stage - 1e-6).astype(np.int32)
+        return jnp.asarray(counts)[jnp.searchsorted(jnp.asarray(begins), step, side='right')]
 
     def mask(self, variables: Variables, batch: Batch, step: jax.Array) -> jax.Array:
         return hardest_first(
@@ -150,7 +150,7 @@ class HPM(MAE):
         self, variables: Variables, batch: Batch, key: jax.Array, step: jax.Array
     ) -> Sheets:
         images, mask = batch['images'], self.mask(variables, batch, step)
-        prediction = self.predict(variables, images, mask)
+        prediction = self.predict(variables, batch, mask)
         losses = self.distance(prediction, self.targets(variables, images))
         losses = jnp.where(mask, losses, 0)  # nobody asked for the others
         hardness = [

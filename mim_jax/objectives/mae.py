@@ -9,7 +9,7 @@ from mim_jax.config import choice
 from mim_jax.masking import MASKINGS, visible_ids
 from mim_jax.models.decoders import MAEDecoder
 from mim_jax.models.vit import Encoded
-from mim_jax.objectives.base import Variables
+from mim_jax.objectives.base import Batch, Variables
 from mim_jax.objectives.token_prediction import TokenPrediction
 from mim_jax.targets import TARGETS, Pixels
 
@@ -28,11 +28,11 @@ class MAE(TokenPrediction):
         return {'decoder': decoder['params']}
 
     def predict(
-        self, variables: Variables, images: jax.Array, mask: jax.Array, drop_path_keys: Any = None
+        self, variables: Variables, batch: Batch, mask: jax.Array, drop_path_keys: Any = None
     ) -> jax.Array:
         params = variables['params']
         visible = self.visible(mask)
-        encoded = self.encode(params, images, visible=visible, keys=drop_path_keys)
+        encoded = self.encode(params, batch['images'], visible=visible, keys=drop_path_keys)
         return self.decode(params, encoded, visible)
 
     def visible(self, mask: jax.Array) -> jax.Array:
@@ -41,11 +41,18 @@ class MAE(TokenPrediction):
         return visible_ids(mask, num_visible=num_visible)
 
     def decode(
-        self, params: Any, encoded: Encoded, visible: jax.Array, *, name: str = 'decoder'
+        self,
+        params: Any,
+        encoded: Encoded,
+        visible: jax.Array | None,
+        *,
+        name: str = 'decoder',
+        **context: Any,
     ) -> jax.Array:
-        """Prediction float32 [B,N,D] at every patch from what the encoder says of the visible ones.
+        """Prediction float32 [B,N,D] at every patch from what the encoder says of the places
+        `visible` [B,K] (None: of all).
 
-        name: the part of `params` that holds the decoder.
+        name: the part of `params` that holds the decoder. context: what else it is given.
         """
         return self.decoder.apply(
             {'params': params[name]},
@@ -54,4 +61,5 @@ class MAE(TokenPrediction):
             grid=self.grid,
             features=params[name]['predict']['kernel'].shape[-1],
             class_token=encoded.class_token,
+            **context,
         )

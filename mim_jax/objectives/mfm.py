@@ -17,9 +17,9 @@ from mim_jax.clock import Clock
 from mim_jax.config import choice
 from mim_jax.corruptions import CORRUPTIONS, Corrupted
 from mim_jax.errors import UserError
-from mim_jax.frequencies import SpectrumDistance, image_of, spectrum
+from mim_jax.frequencies import image_of, spectrum
 from mim_jax.inputs import Inputs
-from mim_jax.losses import Weighted
+from mim_jax.losses import SpectrumDistance, Weighted
 from mim_jax.models.decoders import MAEDecoder
 from mim_jax.models.heads import TokenHead
 from mim_jax.models.patches import unpatchify
@@ -84,11 +84,10 @@ class MFM(Objective):
         """The clean images, normalised, float32 [B,H,W,C], from corrupted ones in [0, 1]."""
         encoded = self.encode(params, images, keys=drop_path_keys)
         if self.decoder.depth:
-            batch, num_tokens, _ = encoded.tokens.shape
             patches = self.decoder.apply(
-                {'params': {**params['decoder'], 'mask_token': jnp.zeros(self.decoder.width)}},
+                {'params': params['decoder']},
                 encoded.tokens,
-                visible_ids=jnp.broadcast_to(jnp.arange(num_tokens), (batch, num_tokens)),
+                visible_ids=None,
                 grid=self.grid,
                 features=self._features,
                 class_token=encoded.class_token,

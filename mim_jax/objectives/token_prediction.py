@@ -46,9 +46,11 @@ class TokenPrediction(Targeted):
         return bound
 
     def predict(
-        self, variables: Variables, images: jax.Array, mask: jax.Array, drop_path_keys: Any = None
+        self, variables: Variables, batch: Batch, mask: jax.Array, drop_path_keys: Any = None
     ) -> jax.Array:
-        """Prediction float32 [B,N,D] for images [B,H,W,C] in [0, 1] with `mask` [B,N] hidden."""
+        """Prediction float32 [B,N,D] for a batch's views in [0, 1] with `mask` [B,N] of `images`
+        hidden.
+        """
         raise NotImplementedError
 
     def mask(self, variables: Variables, batch: Batch, step: jax.Array) -> jax.Array:
@@ -75,7 +77,7 @@ class TokenPrediction(Targeted):
         mask = self.mask(variables, batch, step)
         with jax.named_scope('student'):
             drop_path_keys = keys.named(batch['keys'], 'drop_path')
-            prediction = self.predict(variables, batch['images'], mask, drop_path_keys)
+            prediction = self.predict(variables, batch, mask, drop_path_keys)
         return self.reduce(self.distances(variables, batch, key, prediction), mask), {}, {}
 
     def pictures(
@@ -85,7 +87,7 @@ class TokenPrediction(Targeted):
         mask = self.mask(variables, batch, step)
         hidden, sheets = panels.Mask(mask), {}
         if hasattr(self.target, 'to_images'):
-            prediction = self.predict(variables, images, mask)
+            prediction = self.predict(variables, batch, mask)
             shown = jnp.clip(self.target.to_images(prediction, images), 0, 1)
             sheets['reconstruction'] = [
                 hidden,
@@ -117,10 +119,10 @@ class MaskTokenPrediction(TokenPrediction):
         return {'head': self._head(features).init(key, tokens)['params']}
 
     def predict(
-        self, variables: Variables, images: jax.Array, mask: jax.Array, drop_path_keys: Any = None
+        self, variables: Variables, batch: Batch, mask: jax.Array, drop_path_keys: Any = None
     ) -> jax.Array:
         params = variables['params']
-        encoded = self.encode(params, images, mask=mask, keys=drop_path_keys)
+        encoded = self.encode(params, batch['images'], mask=mask, keys=drop_path_keys)
         head = self._head(params['head']['linear']['kernel'].shape[-1])
         return head.apply({'params': params['head']}, encoded.tokens)
 

@@ -43,9 +43,7 @@ class VQKD(Targeted):
     )
     commitment: float = 1.0
 
-    @property
-    def needs_whole_batch(self) -> bool:
-        return True  # codes follow the averages of the whole batch
+    needs_whole_batch = True  # codes follow the averages of the whole batch
 
     def bind(self, encoder: ViT, inputs: Inputs, clock: Clock | None = None) -> Objective:
         if tuple(self.decoder.patch_size) != (1, 1):

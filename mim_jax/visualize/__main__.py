@@ -73,7 +73,13 @@ def load_batch(
 
     if names:
         source = Files(find_images(names))
-        data.check_views(config, views, source.fields, data='a set of loose files (--images)')
+        data.check_views(
+            config,
+            views,
+            source.fields,
+            data='a set of loose files (--images)',
+            hint="leave out --images to draw the run's own data",
+        )
         views = _of_any_size(views, share=config.eval_crop or 1.0)
         config = dataclasses.replace(config, max_corrupt_share=1.0)
     else:

@@ -254,7 +254,8 @@ def _column(
             if mask is not None:
                 image = composite(photo, image, mask, grid=grid)
         case panels.Mask(values, below):
-            image = hide(photo if below is None else below, values, grid=grid)
+            below = photo if below is None else resized(to_rgb(below), size)
+            image = hide(below, values, grid=grid)
             return panel.title or f'{np.mean(values):.0%} hidden', image
         case panels.HeatMap(values):
             image = to_pixels(heat_colors(values), grid=grid, size=size)

@@ -8,6 +8,7 @@ import pytest
 
 from mim_jax.data import DataConfig, Field, eval_batches, image_fields, make_source, num_classes
 from mim_jax.data.decode import CorruptImage
+from mim_jax.data.elements import EvalElements
 from mim_jax.data.folder import Folder
 from mim_jax.errors import UserError
 
@@ -42,7 +43,7 @@ def test_a_flat_folder_has_no_labels(tmp_path):
         write(tmp_path / name)
     source = pickle.loads(pickle.dumps(open_source(tmp_path)))
     assert described(source) == [str(tmp_path / n) for n in ('a.tiff', 'b.webp', 'ü c.png')]
-    assert source.fields == image_fields() and source[0].keys() == {'image'}
+    assert source.fields == image_fields() and 'label' not in source[0] and source[0]['image']
 
 
 @pytest.mark.parametrize('name', ['test', 'val', 'validation'])
@@ -83,7 +84,7 @@ def test_an_image_that_disappeared_counts_as_corrupt(tmp_path):
     source = open_source(tmp_path)
     (tmp_path / 'a.png').unlink()
     with pytest.raises(CorruptImage, match='No such file'):
-        source[0]
+        source[0]['image']
 
 
 def test_images_beside_class_folders_are_told(tmp_path):
@@ -114,6 +115,17 @@ def test_pairs_are_two_images_of_one_stem(tmp_path):
     write(tmp_path / 'y' / 'd_1.png')
     with pytest.raises(UserError, match='source.pairs: .*d_1.png has no counterpart.*STEM_2'):
         open_source(tmp_path, pairs=True)
+
+
+def test_a_corrupt_second_image_is_named_and_hurts_no_one_who_does_not_want_it(tmp_path):
+    write(tmp_path / 'a_1.png', 50)
+    (tmp_path / 'a_2.png').write_bytes(b'no image')
+    source, config = open_source(tmp_path, pairs=True), DataConfig(image_size=(8, 8))
+    pair = {'images': config.view(), 'second': config.view(of='other')}
+    ((index, reason),) = EvalElements(source, config, pair)(0)['corrupt']
+    assert index == 0 and reason.startswith('its other: ')
+    (tmp_path / 'a_2.png').unlink()
+    assert EvalElements(source, config, {'images': config.view()})(0)['corrupt'] == []
 
 
 def test_maps_lie_in_a_folder_of_their_own(tmp_path):

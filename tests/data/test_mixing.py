@@ -12,6 +12,7 @@ from scipy import stats
 from mim_jax import experiment, sharding
 from mim_jax.data import image_fields, make_source, train_batches
 from mim_jax.data.mixing import mix
+from mim_jax.errors import UserError
 from mim_jax.objectives import Classification
 from mim_jax.program import Program
 
@@ -136,5 +137,5 @@ def test_training_on_mixed_images_is_the_same_in_any_layout(tiny_config):
 
 
 def test_an_odd_number_has_no_pairs():
-    with pytest.raises(ValueError, match='7 is odd; set config.data.batch_size'):
+    with pytest.raises(UserError, match='7 is odd; change config.data.batch_size'):
         mix(*examples(7), mixup=0.8)

@@ -76,11 +76,17 @@ def test_grey_images_and_values_of_any_shape():
         ({'x': CONFIG.view(like='images', boxes=True)}, 'ask that one for maps, boxes'),
         ({'labels': CONFIG.view()}, "two parts of a batch are called 'labels'"),
         ({'images_mask': CONFIG.view()}, "two parts of a batch are called 'images_mask'"),
+        ({'keys': CONFIG.view()}, "two parts of a batch are called 'keys'"),
     ],
 )
 def test_views_that_cannot_be_are_one_sentence(views, said):
     with pytest.raises(UserError, match=said):
         batch_spec(CONFIG, {'images': VIEWS['images'], **views}, FIELDS)
+
+
+def test_a_field_cannot_take_the_random_keys_place():
+    with pytest.raises(UserError, match="two parts of a batch are called 'keys'"):
+        batch_spec(CONFIG, {'images': CONFIG.view()}, (*image_fields(), Field('key', 'value')))
 
 
 def test_who_has_not_what_is_wanted_is_named():

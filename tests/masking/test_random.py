@@ -33,6 +33,14 @@ def test_an_image_is_masked_by_its_own_key():
     assert len(np.unique(whole, axis=0)) == 8
 
 
+@pytest.mark.parametrize('floor, visible', [('visible', 19), ('hidden', 20)])
+def test_either_number_may_be_the_one_rounded_down(floor, visible):
+    """Of 196 patches at 0.9: MAE's rule keeps int(19.6), CroCo's hides int(176.4)."""
+    masking = RandomMasking(ratio=0.9, floor=floor)
+    mask = masking(jax.random.split(jax.random.key(0), 3), grid=(14, 14))
+    assert (~mask).sum(axis=1).tolist() == [visible] * 3
+
+
 @pytest.mark.parametrize('ratio', [0.0, 1.0, -0.5, 1.5])
 def test_a_ratio_outside_zero_to_one_is_refused(ratio):
     with pytest.raises(ValueError, match='between 0 and 1'):

@@ -8,7 +8,7 @@ import pytest
 
 from mim_jax.models import Encoded, MAEDecoder, PooledClassifier, TokenHead
 from mim_jax.models.decoders import unshuffle
-from mim_jax.models.heads import MLPHead
+from mim_jax.models.heads import LevelHeads, MLPHead
 
 
 def test_unshuffle_puts_tokens_back_and_fills_the_rest():
@@ -64,6 +64,36 @@ def test_mlp_head_normalises_by_the_batch(bias):
     hidden = np.maximum(hidden * params['norm']['scale'] + params['norm']['bias'], 0)
     expected = hidden @ params['fc2']['kernel'] + params['fc2'].get('bias', 0)
     np.testing.assert_allclose(head.apply({'params': params}, x), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize('fusion', ['linear', 'sum', 'none'])
+def test_level_heads_mix_the_blocks_and_project_each_level(fusion):
+    rng = np.random.default_rng(0)
+    tokens = rng.normal(size=(2, 3, 4, 8)).astype(np.float32)
+    heads = LevelHeads((3, 4), 5, fusion=fusion)
+    start = heads.init(jax.random.key(0), tokens)['params']
+    kernel = start['heads']['linear']['kernel']
+    assert kernel.shape == (2, 8, 5) and not np.allclose(kernel[0], kernel[1])
+    bound = np.sqrt(6 / (8 + 5))  # Xavier's, of one level's layer
+    assert 0.9 * bound < np.abs(kernel).max() < bound
+    expected = {
+        'linear': [[0.01, 0.01, 1.01, 0.01], [0.01, 0.01, 0.01, 1.01]],
+        'sum': np.full((2, 4), 0.25),
+        'none': [[0, 0, 1, 0], [0, 0, 0, 1]],
+    }[fusion]
+    if fusion == 'none':
+        assert set(start) == {'heads'}
+    else:
+        np.testing.assert_allclose(start['fusion'], expected, rtol=1e-6)
+    params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), start)
+    weights = params.get('fusion', np.array(expected))
+    found = heads.apply({'params': params}, tokens)
+    assert found.shape == (2, 3, 2, 5) and found.dtype == jnp.float32
+    linear = params['heads']['linear']
+    for level in range(2):
+        mixed = sum(weights[level, block] * tokens[:, :, block] for block in range(4))
+        by_hand = mixed @ linear['kernel'][level] + linear['bias'][level]
+        np.testing.assert_allclose(found[:, :, level], by_hand, atol=1e-4)
 
 
 def test_pooled_classifier():

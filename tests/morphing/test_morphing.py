@@ -1,10 +1,12 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mim_jax.errors import UserError
-from mim_jax.morphing import Morphing, bipartite_groups
+from mim_jax.morphing import GROUPINGS, Morphing, bipartite_groups, placed
 from mim_jax.morphing.bipartite import Bipartite
 from mim_jax.morphing.layerwise import Layerwise
 
@@ -127,3 +129,20 @@ def test_impossible_values_are_refused(fields, named):
 def test_more_merged_tokens_than_there_are_is_the_users_mistake(morphing):
     with pytest.raises(UserError, match='only 16 tokens'):
         morphing.groups(jax.random.key(0), TOKENS)
+
+
+def test_a_grouping_of_places_needs_the_whole_grid():
+    superpixels = Morphing(grouping=GROUPINGS['superpixels']())
+    superpixels.check(16)
+    with pytest.raises(UserError, match="'superpixels' is formed on the whole grid"):
+        superpixels.check(16, grid=False)
+    dataclasses.replace(superpixels, schedule='none').check(16, grid=False)
+    for name in set(GROUPINGS) - {'superpixels', 'layerwise'}:
+        Morphing(grouping=GROUPINGS[name]()).check(16, grid=False)
+
+
+def test_groups_of_some_tokens_are_placed_among_the_others():
+    groups, places = np.array([[0, 1, 0], [2, 1, 2]]), np.array([[1, 2, 4], [0, 3, 5]])
+    found = placed(groups, places, num_tokens=6)
+    assert found.dtype == jnp.int32
+    assert found.tolist() == [[0, 1, 2, 3, 1, 5], [5, 1, 2, 3, 4, 5]]

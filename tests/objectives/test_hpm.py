@@ -181,10 +181,11 @@ def test_the_recipe_of_the_paper():
     config = configs.load(str(ROOT / 'configs' / 'hpm.py'))
     run = experiment.from_config(config)
     clock = assembly.make_clock(run, 1_281_167)
-    epochs = np.array([0, 50, 100, 400]) * clock.steps_per_epoch
+    epochs = np.array([0, 50, 100, 400]) * (clock.epoch_examples / clock.batch_size)
     decays = [run.train.ema.decays(clock)(step) for step in np.ceil(epochs)]
     np.testing.assert_allclose(decays, [0.999, 0.99945, 0.9999, 0.9999], atol=1e-6)
-    rate = make_schedule(run.optimizer, clock)(math.ceil(40 * clock.steps_per_epoch))
+    warm = math.ceil(40 * clock.epoch_examples / clock.batch_size)
+    rate = make_schedule(run.optimizer, clock)(warm)
     np.testing.assert_allclose(rate, 1.5e-4 * 2048 / 256, rtol=1e-4)
     objective = assembly.make_objective(run, fields=image_fields(1000), clock=clock)
     assert objective.masking.count(objective.grid) == 147 and objective.num_hardest(0) == 0
@@ -279,6 +280,16 @@ def test_pictures(variables):
 def test_impossible_values_are_refused(change, message):
     with pytest.raises(UserError, match=message):
         make(lambda config: config.objective.update(change))
+
+
+def test_a_stage_is_an_epoch_of_whatever_length():
+    """floor(count * 0.5 (e + 1) / E) in epoch e, where an epoch is a step and a quarter."""
+    clock = Clock(batch_size=4, epoch_examples=5, total_steps=25)
+    objective = make(clock=clock)
+    found = [int(objective.num_hardest(step)) for step in range(25)]
+    epochs = [step * 4 // 5 for step in range(25)]
+    assert epochs[-1] == 19 and len(set(epochs)) == 20
+    assert found == [NUM_HIDDEN * (e + 1) // (2 * 20) for e in epochs]
 
 
 def test_other_maskings_are_no_choice_here():

@@ -176,7 +176,7 @@ def test_the_recipe_of_the_paper(scale, radius):
     if scale == 'vitb':
         clock = assembly.make_clock(run, 1_281_167)
         rates = make_schedule(run.optimizer, clock)
-        steps = [0, math.ceil(20 * clock.steps_per_epoch), clock.total_steps]
+        steps = [0, math.ceil(20 * (clock.epoch_examples / clock.batch_size)), clock.total_steps]
         np.testing.assert_allclose([rates(i) for i in steps], [1e-6, 1.2e-3, 1e-5], rtol=1e-3)
 
 

@@ -64,7 +64,7 @@ def test_layerwise_compares_with_the_merged_teachers_output(prepared):
         }
     )
     mask = objective.masking(keys.named(batch['keys'], 'mask'), grid=objective.grid)
-    prediction = np.float64(jax.jit(objective.predict)(variables, batch['images'], mask))
+    prediction = np.float64(jax.jit(objective.predict)(variables, batch, mask))
     target, groups = jax.jit(objective.target.merged)(variables, batch['images'], 6)
     target = np.float64(standardize_tokens(target))
     losses = []

@@ -190,8 +190,10 @@ def test_a_sheet_has_the_input_and_a_column_for_every_panel():
 
 def test_an_image_of_another_size_fills_its_column():
     small = np.full((1, 4, 6, 3), 0.5, np.float32)
-    sheet = pictures.render({'x': [panels.Image(small)]}, make_images(1), grid=GRID)['x']
-    assert (columns_of(sheet, 8, 12)[1] == 128).all()
+    hidden = panels.Mask(np.zeros((1, 6), bool), small)
+    sheet = pictures.render({'x': [panels.Image(small), hidden]}, make_images(1), grid=GRID)['x']
+    _, *shown = columns_of(sheet, 8, 12)
+    assert len(shown) == 2 and all((column == 128).all() for column in shown)
 
 
 def test_what_is_no_panel_is_an_error():
