@@ -127,14 +127,12 @@ def restore_variables(
     Host arrays; neither the run's mesh nor its optimiser plays a part. Raises UserError when there
     is no such checkpoint.
     """
-    steps = []
-    if directory(workdir).is_dir():
-        manager = ocp.CheckpointManager(directory(workdir), item_handlers=_handlers())
-        steps = sorted(manager.all_steps())
+    steps = saved_steps(workdir)
     if not steps or (step is not None and step not in steps):
         what = 'no checkpoint' if not steps else f'no checkpoint of step {step}, only of {steps}'
         raise UserError(f'{workdir}: there is {what}; train the run first with mim_jax.main.')
     step = steps[-1] if step is None else step
+    manager = ocp.CheckpointManager(directory(workdir), item_handlers=_handlers())
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     saved = manager.item_metadata(step)['variables']
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), saved)
@@ -142,6 +140,12 @@ def restore_variables(
     variables = manager.restore(step, args=args)['variables']
     manager.close()
     return jax.device_get(variables), step
+
+
+def saved_steps(workdir: str | Path) -> list[int]:
+    """The steps of a run's whole checkpoints, in order; nothing is written."""
+    found = directory(workdir)
+    return sorted(ocp.utils.checkpoint_steps(found)) if found.is_dir() else []
 
 
 def _handlers() -> dict[str, Any]:

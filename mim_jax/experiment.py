@@ -17,6 +17,7 @@ from mim_jax.models.vit import ViT
 from mim_jax.objectives import OBJECTIVES
 from mim_jax.optimizers import OptimizerConfig
 from mim_jax.sharding import MeshConfig
+from mim_jax.warm_start import InitConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +85,7 @@ class Experiment:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     objective: Any = choice(OBJECTIVES, 'dtm')
     model: ViT = dataclasses.field(default_factory=ViT)
+    init: InitConfig = dataclasses.field(default_factory=InitConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)

@@ -5,8 +5,9 @@ import functools
 from typing import Any
 
 import jax
+from flax import traverse_util
 
-from mim_jax import assembly, experiment, flops, sharding
+from mim_jax import assembly, experiment, flops, sharding, warm_start
 from mim_jax.checkpoints import FROZEN
 from mim_jax.clock import Clock
 from mim_jax.data import Field, Views
@@ -83,17 +84,35 @@ class Program:
         step = dataclasses.replace(self.step, objective=objective)
         return flops.matmul_flops(jax.make_jaxpr(step)(self.abstract_state, self.abstract_batch))
 
-    def init(self, pretrained: dict[str, Any]) -> TrainState:
-        """The state before the first step, born with its shardings; see `pretrained`."""
+    def init(self, pretrained: dict[str, Any], started: dict[str, Any] | None = None) -> TrainState:
+        """The state before the first step, born with its shardings; see `pretrained`.
+
+        started: parameters (host arrays) that replace fresh ones, see `TrainStep.init`.
+        """
         images = self.abstract_batch['images']
 
-        def trained() -> TrainState:
+        def trained(started: dict[str, Any]) -> TrainState:
             # The frozen collections come from files: their fresh values are never computed.
-            return _without_frozen(self.step.init(images))
+            return _without_frozen(self.step.init(images, started))
 
         place = jax.tree.map(lambda x: x.sharding, _without_frozen(self.abstract_state))
-        state = jax.jit(trained, out_shardings=place)()
+        flat_place = traverse_util.flatten_dict(place.variables['params'])
+        flat = traverse_util.flatten_dict(started or {})
+        flat = sharding.put_tree(flat, {name: flat_place[name] for name in flat})
+        state = jax.jit(trained, out_shardings=place)(traverse_util.unflatten_dict(flat))
         return state.replace(variables={**state.variables, **pretrained})
+
+    def start(self) -> warm_start.Start | None:
+        """What the config section `init` takes from a file or another run, None where it is empty.
+
+        Raises UserError where that does not fit.
+        """
+        return warm_start.load(
+            self.run.init,
+            model=self.run.model,
+            params=self.abstract_state.variables['params'],
+            inputs=self.objective.inputs,
+        )
 
     def pretrained(self) -> dict[str, Any]:
         """The collections that the objective reads from files, on the mesh.
@@ -101,11 +120,14 @@ class Program:
         The FROZEN ones are no part of checkpoints and are read at every start; others only replace
         what a fresh run would draw at random.
         """
+        return self.placed(self.objective.pretrained())
+
+    def placed(self, read: dict[str, Any]) -> dict[str, Any]:
+        """Collections of host arrays on the mesh."""
         place = {
             name: jax.tree.map(lambda x: x.sharding, value)
             for name, value in self.abstract_state.variables.items()
         }
-        read = self.objective.pretrained()
         return {name: sharding.put_tree(value, place[name]) for name, value in read.items()}
 
     def restorable(self) -> TrainState:

@@ -6,11 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mim_jax import work_directory
-from mim_jax.errors import UserError
 from mim_jax.inputs import Inputs
 from mim_jax.targets import Teacher
-from mim_jax.weights import encoders, native
+from mim_jax.weights import encoders
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,73 +64,19 @@ def load(
 
     Raises UserError where there is no such file, it states too little, or it does not fit.
     """
-    path, flag = Path(path), f'--teacher={path}'
-    if not path.exists():
-        raise UserError(
-            f'{flag}: there is no such file or directory; it names a weight file of '
-            '`python -m mim_jax.weights`, a directory that it imported, or a work directory'
-        )
-    known, size = encoders.load_normalization(path, assumed=True), _image_size(path)
-    fields, params = encoders.load_encoder(path)
-    model = _vit(fields | (model or {}), flag=flag)
-    channels = _channels(params, model, flag=flag)
-    normalization = {
-        name: _per_channel(given or known.get(name), channels, flag=flag, name=name)
-        for name, given in (('mean', mean), ('std', std))
-    }
-    if min(normalization['std']) <= 0:
-        raise UserError(f'--std={normalization["std"]}: every number must be above 0')
-    projection = params.get('projection')
-    width = None if projection is None else projection['kernel'].shape[1]
-    inputs = Inputs(model.patch_size, channels, **normalization)
-    teacher = Teacher(weights=str(path), model=model, projection=width, **normalization)
+    found = encoders.complete(
+        path, what=f'--teacher={path}', option='--{}', mean=mean, std=std, model=model
+    )
+    normalization = {'mean': found.mean, 'std': found.std}
+    inputs = Inputs(found.model.patch_size, found.channels, **normalization)
+    params, width = found.params, None
+    if found.projection is not None:
+        params = {**params, 'projection': found.projection}
+        width = found.projection['kernel'].shape[1]
+    teacher = Teacher(weights=str(path), model=found.model, projection=width, **normalization)
     # On its own a teacher is its own student: tokens stay on its grid.
-    teacher = teacher.bind(model, inputs)
-    params = teacher.fitted(params, what=flag)
-    size = size or _size_of_tables(params, model)
-    return Loaded(teacher, params, channels, size)
-
-
-def _image_size(path):
-    """(height, width) of a run's images, None for a weight file."""
-    if not encoders.encoder_file(path).is_dir():
-        return None
-    return tuple(work_directory.section(path, 'data')['image_size'])
-
-
-def _vit(fields, *, flag):
-    if not fields:
-        raise UserError(f'{flag} does not state its model: give the fields of its ViT by --model')
-    return native.model_of(fields, what=flag)
-
-
-def _channels(params, model, *, flag):
-    p, q = model.patch_size
-    try:
-        rows = params['patch_embed']['kernel'].shape[0]
-    except KeyError:
-        raise UserError(f'{flag} holds no image encoder: patch_embed/kernel is missing') from None
-    if rows % (p * q):
-        raise UserError(f'{flag}: its patch_embed/kernel of {rows} rows is not of {p}x{q} patches')
-    return rows // (p * q)
-
-
-def _per_channel(values, channels, *, flag, name):
-    if values is None:
-        raise UserError(
-            f'{flag} does not state the {name} of its images: give --{name}=…, one number or one '
-            'per channel, for images in [0, 1]'
-        )
-    if len(values) not in (1, channels):
-        raise UserError(f'--{name} has {len(values)} numbers, the teacher sees {channels} channels')
-    return tuple(float(v) for v in values) * (channels // len(values))
-
-
-def _size_of_tables(params, model):
-    """(height, width) of the images for which a learned position table was made, or None."""
-    table = params.get('position', {}).get('patches')
-    grid = model.grid if table is None else table.shape[:2]
-    return grid and tuple(n * p for n, p in zip(grid, model.patch_size, strict=True))
+    teacher = teacher.bind(found.model, inputs)
+    return Loaded(teacher, params, found.channels, found.image_size)
 
 
 def size_flag(text: str) -> tuple[int, ...]:

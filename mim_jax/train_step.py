@@ -10,6 +10,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from flax import traverse_util
 
 from mim_jax import averages, keys, sharding
 from mim_jax.averages import Average
@@ -60,9 +61,18 @@ class TrainStep:
     average_decay: Schedule | None
     mesh: jax.sharding.Mesh
 
-    def init(self, images: jax.ShapeDtypeStruct | jax.Array) -> TrainState:
-        """The state before the first step; `images` [B, H, W, C] gives the shapes. Traceable."""
+    def init(
+        self, images: jax.ShapeDtypeStruct | jax.Array, started: dict[str, Any] | None = None
+    ) -> TrainState:
+        """The state before the first step; `images` [B, H, W, C] gives the shapes. Traceable.
+
+        started: parameters that replace fresh ones, nested as they are; any may be left out.
+        """
         variables = self.objective.init(keys.named(jax.random.key(self.seed), 'init'), images)
+        if started:
+            flat = traverse_util.flatten_dict(variables['params'])
+            flat |= traverse_util.flatten_dict(started)
+            variables['params'] = traverse_util.unflatten_dict(flat)
         if self.average_decay is not None:
             variables['ema'] = jax.tree.map(jnp.array, self.average.of(variables['params']))
         opt_state = self.optimizer.init(variables['params'])

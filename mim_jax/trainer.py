@@ -8,8 +8,8 @@ from typing import Any
 
 import jax
 
-from mim_jax import data, sharding
-from mim_jax.checkpoints import Checkpoints
+from mim_jax import data, fingerprints, sharding
+from mim_jax.checkpoints import Checkpoints, saved_steps
 from mim_jax.distributed import StopSignal
 from mim_jax.errors import UserError
 from mim_jax.evaluation import Evaluation
@@ -36,7 +36,16 @@ class Trainer:
         self.source = data.make_source(run.data, split=run.data.split)
         self.program = Program.make(run, epoch_examples=len(self.source), fields=self.source.fields)
         self.evaluation = Evaluation(self.program, self.source)
-        self.pretrained = self.program.pretrained()
+        read = self.program.objective.pretrained()
+        self.fingerprints = {name: fingerprints.of(values) for name, values in read.items()}
+        self.start = None
+        if saved_steps(workdir):  # a run that resumes no longer needs what it began with
+            fingerprints.check(workdir, self.fingerprints)
+        else:
+            self.start = self.program.start()
+        if self.start:
+            self.fingerprints['init'] = fingerprints.of(self.start.params)
+        self.pretrained = self.program.placed(read)
         self._pictured = None  # the batch of every picture of this run
         clock = self.program.clock
         self.total = clock.total_steps
@@ -123,7 +132,11 @@ class Trainer:
         )
         step = checkpoints.latest_step
         if step is None:
-            return self.program.init(self.pretrained), batches
+            fingerprints.record(self.workdir, self.fingerprints)
+            start, self.start = self.start, None
+            for line in start.lines if start else ():
+                self.logger.message(line)
+            return self.program.init(self.pretrained, start and start.params), batches
         state, data_state = checkpoints.restore(self.program.restorable(), step=step)
         batches.set_state(data_state)
         self.logger.message(f'{self.workdir}: resuming after step {step} of {self.total}.')

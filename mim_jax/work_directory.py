@@ -23,7 +23,7 @@ RESUMABLE = (
     r'(mesh|checkpoint|eval|log)\.',
     r'data\.(workers|threads|prefetch|max_corrupt_share|eval_split|eval_crop|source\..*path):',
     r'(model|objective)\.([^:]*\.)?(scan|remat):',  # of every network that a method has
-    r'objective\.([^:]*\.)?weights:',  # a file may have moved
+    r'(objective|init)\.([^:]*\.)?weights:',  # a file may have moved
 )
 
 
@@ -99,9 +99,34 @@ def section(workdir: str | Path, name: str) -> Mapping[str, Any]:
     return read(workdir)[name]
 
 
-def load_encoder(workdir: str | Path) -> tuple[ViT, Any]:
-    """The encoder of a run and its parameters (host arrays), averaged if the run averages it."""
+def load_encoder(
+    workdir: str | Path, *, step: int | None = None, average: bool | None = None
+) -> tuple[ViT, Any]:
+    """The encoder of a run and its parameters (host arrays).
+
+    step: of this checkpoint, None: the newest. average: the average of its parameters, or (False)
+    the parameters themselves; None: the average if the run averages it.
+
+    Raises UserError where there is no such checkpoint, or no average.
+    """
     model = config.build(ViT, section(workdir, 'model'), path='model')
-    variables, _ = checkpoints.restore_variables(workdir)
-    averaged = variables.get('ema', {})
-    return model, (averaged if 'encoder' in averaged else variables['params'])['encoder']
+    variables, _ = checkpoints.restore_variables(workdir, step=step)
+    return model, chosen(variables, average=average, part='encoder', workdir=workdir)['encoder']
+
+
+def chosen(
+    variables: dict[str, Any], *, average: bool | None, part: str, workdir: str | Path
+) -> dict[str, Any]:
+    """The parameters of a run or their average, as `load_encoder` chooses for one part of them.
+
+    Raises UserError where that part is not there.
+    """
+    averaged = part in variables.get('ema', {})
+    if average and not averaged:
+        raise UserError(
+            f'{workdir}: the run keeps no average of its {part}; take the parameters themselves'
+        )
+    found = variables['ema'] if averaged and average is not False else variables['params']
+    if part not in found:
+        raise UserError(f'{workdir}: the run has no {part}, only {", ".join(sorted(found))}')
+    return found

@@ -76,7 +76,7 @@ def test_work_directory(tmp_path, monkeypatch):
     work_directory.claim(tmp_path, run)
     params = run.model.init(jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 40, 3), 'float32'))
     variables = {'params': {'encoder': jax.device_get(params['params'])}}
-    monkeypatch.setattr(checkpoints, 'restore_variables', lambda workdir: (variables, 1))
+    monkeypatch.setattr(checkpoints, 'restore_variables', lambda workdir, **_: (variables, 1))
     loaded = teachers.load(tmp_path)
     assert loaded.image_size == (32, 40) and loaded.teacher.model.mask_token
     assert loaded.teacher.mean == (0.1, 0.2, 0.3) and loaded.teacher.std == (0.4, 0.5, 0.6)
@@ -116,7 +116,7 @@ def test_mistakes(learned, teacher_file, tmp_path):
     with pytest.raises(UserError, match='junk'):
         teachers.load(tmp_path / 'junk')
     (tmp_path / 'empty').mkdir()
-    with pytest.raises(UserError, match='not a work directory'):
+    with pytest.raises(UserError, match='holds no encoder'):
         teachers.load(tmp_path / 'empty')
     model = ViT(**TEACHER)
     metadata = native.encoder_metadata(model, mean=HALF, std=QUARTER)

@@ -17,7 +17,7 @@ def resize(image, size, *, box=None, interpolation='bicubic', sees_around=False)
     """Resizes a part of an image.
 
     Args:
-      image: uint8 [H,W,C].
+      image: uint8 [H,W,C], or float32 from 0 to 1.
       size: (height, width) of the result.
       box: (top, left, height, width) in pixels, fractions allowed; None: all.
       interpolation: 'bicubic' or 'bilinear'.
@@ -25,7 +25,8 @@ def resize(image, size, *, box=None, interpolation='bicubic', sees_around=False)
         cropped (Pillow's own `box`); otherwise as if it were cropped to the box's pixels first.
 
     Returns:
-      uint8 [height, width, C].
+      [height, width, C] of the image's dtype; values beyond its range, where the cubic kernel
+      overshoots, are cut off after each pass.
     """
     top, left, height, width = box or (0, 0, *image.shape[:2])
     y, x = int(top), int(left)
@@ -50,9 +51,11 @@ def _transpose(image):
 
 
 def _along_first(matrix, image):
-    """The matrix times the first axis of uint8 [N,M,C], rounded to uint8."""
+    """The matrix times the first axis of [N,M,C], uint8 (rounded) or float32 from 0 to 1."""
     n, m, c = image.shape
     out = matrix @ image.reshape(n, m * c).astype(np.float32)
+    if image.dtype == np.float32:
+        return np.clip(out, 0.0, 1.0).reshape(-1, m, c)
     np.maximum(out, 0, out=out)  # the cubic kernel undershoots; the next line takes |x|
     # It also rounds halves to even where Pillow rounds them up.
     return cv2.convertScaleAbs(out, beta=1e-4).reshape(-1, m, c)

@@ -60,9 +60,9 @@ def of_file(path) -> Encoder:
     model = native.model_of(json.loads(metadata['model']), what=str(path))
     stated = native.normalization(metadata)
     known = native.normalization(metadata, assumed=True)
-    return Encoder(
-        model, params, **known, assumed=tuple(name for name in known if name not in stated)
-    )
+    assumed = tuple(name for name in known if name not in stated)
+    size = encoders.load_image_size(path)
+    return Encoder(model, params, size, **known, assumed=assumed)
 
 
 def to_mim_jax(encoder, out, *, dtype='float32'):
@@ -70,7 +70,8 @@ def to_mim_jax(encoder, out, *, dtype='float32'):
     normalization = native.normalization_metadata(
         {'mean': encoder.mean, 'std': encoder.std}, assumed=encoder.assumed
     )
-    metadata = native.encoder_metadata(encoder.model, **normalization)
+    size = {'image_size': json.dumps(encoder.image_size)} if encoder.image_size else {}
+    metadata = native.encoder_metadata(encoder.model, **size, **normalization)
     native.save(out, encoder.params, metadata=metadata, dtype=dtype)
 
 

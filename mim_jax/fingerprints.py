@@ -1,0 +1,59 @@
+"""Fingerprints of weights: whether what a run began with, or learns from, is still the same."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mim_jax.errors import UserError
+from mim_jax.weights import native
+
+FILE = 'fingerprints.json'
+
+
+def of(params: Any) -> str:
+    """A text that tells nested host arrays apart: by names, shapes, dtypes and every number.
+
+    It is that of the numbers, not of a file: a teacher that moved, or lies in another format, is
+    the same.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(native.flatten(params).items()):
+        array = np.ascontiguousarray(value)
+        digest.update(f'{name} {array.dtype} {array.shape}\n'.encode())
+        digest.update(array.reshape(-1).view(np.uint8))
+    return digest.hexdigest()
+
+
+def record(workdir: str | Path, found: dict[str, str]) -> None:
+    """Writes the fingerprints of a fresh run, by name, into its work directory."""
+    if jax.process_index() == 0:
+        path = Path(workdir) / FILE
+        temporary = path.with_suffix('.tmp')
+        temporary.write_text(json.dumps(found, indent=2) + '\n', encoding='utf-8')
+        os.replace(temporary, path)
+
+
+def check(workdir: str | Path, found: dict[str, str]) -> None:
+    """Raises UserError where one of the fingerprints is not that which the run recorded.
+
+    Names that one side lacks are not compared: a resumed run does not read what it began with, and
+    one of an older version recorded nothing.
+    """
+    path = Path(workdir) / FILE
+    if not path.exists():
+        return
+    try:
+        recorded = json.loads(path.read_text(encoding='utf-8'))
+        changed = [name for name in found if recorded.get(name, found[name]) != found[name]]
+    except (AttributeError, ValueError):
+        raise UserError(f'{path} cannot be read; the work directory is damaged.') from None
+    if changed:
+        raise UserError(
+            f'--workdir={workdir}: the weights of the {" and the ".join(changed)} are not those '
+            'with which this run was started; bring these back, or choose another work directory.'
+        )
