@@ -6,6 +6,8 @@ import sys
 import types
 from pathlib import Path
 
+import pytest
+
 from mim_jax import main
 from mim_jax.objectives import OBJECTIVES
 
@@ -18,6 +20,7 @@ def block(name):
     return re.search(rf'<!-- test: {name} -->\n```python\n(.*?)```', text, re.DOTALL).group(1)
 
 
+@pytest.mark.slow
 def test_the_worked_example_of_a_method_trains(tmp_path, monkeypatch):
     code = block('method')
     assert len(code.splitlines()) < 60

@@ -44,11 +44,13 @@ def train(tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_mae_with_a_teachers_features(train):
     workdir, _ = train('mae_clip.py:embedded')
     assert (workdir / 'pictures' / 'groups_000002.png').is_file()
 
 
+@pytest.mark.slow
 def test_morphing_is_what_the_override_leaves_out(train):
     _, morphed = train('byol.py:embedded')
     _, without = train('byol.py:embedded', '--config.objective.morphing.schedule=none')
@@ -58,6 +60,7 @@ def test_morphing_is_what_the_override_leaves_out(train):
     assert same[0] == pytest.approx(same[1], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_tokenizer_and_beitv2_on_its_codes(train):
     tokenizer, values = train('vqkd.py:embedded')
     assert values[2]['train/restoration'] < 2 and values[2]['train/codes_used'] <= 1

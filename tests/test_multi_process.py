@@ -87,6 +87,7 @@ def one_process(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_two_processes_train_to_the_losses_of_one(one_process, tmp_path):
     finish(start(tmp_path, processes=2))
     for name in ('train/loss', 'train/grad_norm'):
@@ -99,6 +100,7 @@ def test_two_processes_train_to_the_losses_of_one(one_process, tmp_path):
     np.testing.assert_allclose([*found.values()], [*expected.values()], atol=1 / 32)
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_process_saves_with_both_and_one_process_resumes(one_process, tmp_path):
     run = start(tmp_path, '--config.eval.evaluators=()', processes=2)
     # The config is written once the processes have met, and before the first step is compiled.

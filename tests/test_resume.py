@@ -105,6 +105,7 @@ def test_killed_and_started_again(never_stopped, tmp_path, cache):
     assert run.losses() == never_stopped
 
 
+@pytest.mark.slow
 def test_killed_before_the_first_checkpoint_and_with_other_workers(never_stopped, tmp_path, cache):
     run = Run(tmp_path / 'run', cache)
     run.stop_after(1, signal.SIGKILL)
@@ -112,6 +113,7 @@ def test_killed_before_the_first_checkpoint_and_with_other_workers(never_stopped
     assert run.losses() == never_stopped
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_exits_cleanly(never_stopped, tmp_path, cache):
     run = Run(tmp_path / 'run', cache)
     status, output = run.stop_after(3, signal.SIGTERM, '--config.checkpoint.every_steps=100')
@@ -144,6 +146,7 @@ def get_config():
 """
 
 
+@pytest.mark.slow
 def test_state_of_a_method_is_resumed_too(tmp_path, monkeypatch):
     from mim_jax import main, trainer
 

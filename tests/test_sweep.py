@@ -112,6 +112,7 @@ def test_the_table_has_mean_and_sample_deviation_of_what_is_finished(table, tmp_
     assert sweep.result(runs[1], 'm') is None
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_and_a_second_start_has_nothing_to_do(table, capfd, monkeypatch):
     monkeypatch.setenv('MIM_JAX_NUM_PROCESSES', '1')
     lines = table.read_text().splitlines()

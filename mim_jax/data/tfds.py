@@ -44,10 +44,11 @@ class Tfds:
 class TfdsImages:
     """One split of a prepared dataset that has an image.
 
-    Its fields: `image`, the supervised one or the first; `label`, the supervised class or the only
-    one; other classes and numbers under their own names, of 64-bit integers the lower 32 bits;
-    other images of one channel as maps; a second image of colour as `other`, several under their
-    own names. Text, sequences, and arrays whose shape differs from record to record are left out.
+    Its fields: `image`, the supervised one, or the one of that name, or the first by name in
+    colour; `label`, the supervised class or the only one; other classes and numbers under their own
+    names, of 64-bit integers the lower 32 bits; other images of one channel as maps; a second image
+    of colour as `other`, several under their own names. Text, sequences, and arrays whose shape
+    differs from record to record are left out.
 
     Args:
       name: the dataset, as 'imagenet2012' or 'cifar10:3.0.2'.
@@ -135,8 +136,10 @@ def _fields(info):
 
     features = info.features
     supervised = [k for k in (info.supervised_keys or ())[:2] if isinstance(k, str)]
-    keys = dict.fromkeys([*supervised, *features])
+    # By name: TFDS lists the features of a dataset read from disk in no order of their own.
+    keys = dict.fromkeys([*supervised, *sorted(features)])
     images = [k for k in keys if isinstance(features[k], kinds.Image)]
+    images.sort(key=lambda k: (k not in supervised, features[k].shape[-1] == 1, k != 'image'))
     labels = [k for k in keys if isinstance(features[k], kinds.ClassLabel)]
     others = [k for k in images[1:] if features[k].shape[-1] != 1]
     found = {}
@@ -152,7 +155,7 @@ def _fields(info):
         else:
             classes = getattr(features[key], 'num_classes', None)
             found[key] = Field(key, 'map', num_classes=classes)
-    for key, feature in features.items():
+    for key, feature in sorted(features.items()):
         if key not in found and _is_number(feature, kinds):
             dtype = 'float32' if np.issubdtype(feature.np_dtype, np.floating) else 'int32'
             found[key] = Field(key, 'value', shape=tuple(feature.shape), dtype=dtype)

@@ -120,6 +120,7 @@ class Mixed(Classification):
         return optax.softmax_cross_entropy(logits, targets).mean(), {}, {}
 
 
+@pytest.mark.slow
 def test_training_on_mixed_images_is_the_same_in_any_layout(tiny_config):
     found = []
     for accumulation, mesh in ((1, {'data': 1}), (4, {'data': 2}), (2, {'data': 2, 'fsdp': 2})):

@@ -83,6 +83,7 @@ def test_the_loss(prepared):
     np.testing.assert_allclose(loss, expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_average_gets_no_gradient(prepared):
     objective, variables = prepared
     batch = {

@@ -221,6 +221,7 @@ def sizes(tree):
     return max(float(np.abs(x).max()) for x in jax.tree.leaves(tree))
 
 
+@pytest.mark.slow
 def test_where_gradients_go(variables):
     """None to the average, and none from the loss to be predicted into the reconstruction."""
     objective = make()
@@ -242,6 +243,7 @@ def test_where_gradients_go(variables):
         assert sizes(part) > 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('target', ['pixels', 'hog', 'ema'])
 def test_any_target_is_reconstructed(target):
     def change(config):

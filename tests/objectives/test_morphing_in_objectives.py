@@ -36,6 +36,7 @@ def prepared(tiny_config):
     return make_all
 
 
+@pytest.mark.slow
 def test_every_grouping_trains(prepared):
     objective, variables, batch = prepared(**{'morphing.num_draws': '1'})
     for name, grouping in GROUPINGS.items():

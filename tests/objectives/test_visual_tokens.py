@@ -90,6 +90,7 @@ def encodings_of(objective, variables):
     return encodings / np.linalg.norm(encodings, axis=1, keepdims=True)
 
 
+@pytest.mark.slow
 def test_the_gradient_passes_the_quantiser_straight(vqkd):
     """Small steps of the encodings change the loss as steps of the codes would."""
     objective, variables = vqkd
