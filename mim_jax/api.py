@@ -59,6 +59,8 @@ def load(
         )
     if image_size is not None:
         image_size = (image_size,) * 2 if np.ndim(image_size) == 0 else tuple(image_size)
+        if len(image_size) != 2:
+            raise UserError(f'image_size={image_size} must be one number or (height, width)')
     return Encoder(
         found.model,
         found.params,
@@ -209,9 +211,10 @@ class Encoder:
         """
         depth, asked = self._model.depth, {}
         for name, blocks in (('layers', layers), ('attention', attention)):
+            blocks = (blocks,) if isinstance(blocks, int) else blocks
             asked[name] = tuple(blocks)
-            if not all(1 <= block <= depth for block in blocks):
-                raise UserError(f'{name}={tuple(blocks)}: the encoder has the blocks 1 to {depth}')
+            if not all(1 <= block <= depth for block in asked[name]):
+                raise UserError(f'{name}={asked[name]}: the encoder has the blocks 1 to {depth}')
         if attention and not self._model.class_token:
             raise UserError(
                 'attention is that of the class token, and the encoder has no class token'

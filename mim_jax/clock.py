@@ -55,12 +55,13 @@ class Clock:
                     f'config.{path}.{name}_epochs: the size of an epoch is not known here; '
                     f'use {name}_steps.'
                 )
-            return value * self._steps_per_epoch()
+            if self.whole_batches:
+                return value * self._whole_batches()
+            # In this order: a whole number of steps comes out as one.
+            return value * self.epoch_examples / self.batch_size
         return value if unit == 'steps' else value / 100 * self.total_steps
 
-    def _steps_per_epoch(self) -> float:
-        if not self.whole_batches:
-            return self.epoch_examples / self.batch_size
+    def _whole_batches(self) -> int:
         whole = self.epoch_examples // self.batch_size
         if not whole:
             raise UserError(

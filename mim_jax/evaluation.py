@@ -43,6 +43,7 @@ class Evaluation:
         )
         if self._evaluators:
             sharding.check_batch(self._batch_size, program.mesh, field='eval.batch_size')
+            self._check_encoder()
         if self._config.eval_split is not None and any(
             evaluator.test != 'unused' for evaluator in self._evaluators.values()
         ):
@@ -53,11 +54,6 @@ class Evaluation:
         """All evaluators' figures, as {'eval/knn/top1': …}."""
         run = self._program.run
         if self._evaluators and run.eval.use_ema:
-            if 'encoder' not in variables.get('ema', {}):
-                raise UserError(
-                    'config.eval.use_ema = True needs an average of the encoder; set '
-                    'config.train.ema.decay (and parts, if given, to hold the encoder).'
-                )
             variables = {**variables, 'params': variables['ema']}
 
         @functools.cache
@@ -83,15 +79,26 @@ class Evaluation:
         return values
 
     def sample(self, count: int) -> dict[str, np.ndarray]:
-        """Up to `count` items in `views`, for pictures: evaluation data if there is any."""
+        """Up to `count` items in `views`, for pictures: of the evaluation split if it is read."""
         source = EvenlySpaced(self._sources.get('test', self._sources['train']), count)
         batches = data.eval_batches(source, self._config, views=self.views, batch_size=len(source))
         return next(iter(batches))
 
+    def _check_encoder(self) -> None:
+        """Raises UserError where the encoder has not what evaluators pool, or no average."""
+        variables = self._program.abstract_state.variables
+        if self._program.run.eval.use_ema and 'encoder' not in variables.get('ema', {}):
+            raise UserError(
+                'config.eval.use_ema = True needs an average of the encoder; set '
+                'config.train.ema.decay (and parts, if given, to hold the encoder).'
+            )
+        images = self._program.abstract_batch['images']
+        jax.eval_shape(self._compiled, {'params': variables['params']}, images)
+
     def _check_labels(self) -> None:
         """Raises UserError where the evaluation split has other labels than the training split."""
         found = data.num_classes(self._sources['test'].fields)
-        names = [name for name, evaluator in self._evaluators.items() if evaluator.labels]
+        names = [n for n, e in self._evaluators.items() if e.labels and e.test != 'unused']
         if names and found != self._num_classes:
             has = 'no labels' if found is None else f'{found} classes'
             raise UserError(

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from mim_jax import data, fingerprints, sharding
+from mim_jax import data, fingerprints, sharding, work_directory
 from mim_jax.checkpoints import Checkpoints, saved_steps
 from mim_jax.distributed import StopSignal
 from mim_jax.errors import UserError
@@ -33,6 +33,7 @@ class Trainer:
     def __init__(self, run: Experiment, workdir: str | Path):
         self.run = run
         self.workdir = Path(workdir)
+        work_directory.check(workdir, run)
         self.source = data.make_source(run.data, split=run.data.split)
         self.program = Program.make(run, epoch_examples=len(self.source), fields=self.source.fields)
         self.evaluation = Evaluation(self.program, self.source)

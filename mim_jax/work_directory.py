@@ -23,7 +23,7 @@ RESUMABLE = (
     r'(mesh|checkpoint|eval|log)\.',
     r'data\.(workers|threads|prefetch|max_corrupt_share|eval_split|eval_crop|source\..*path):',
     r'(model|objective)\.([^:]*\.)?(scan|remat):',  # of every network that a method has
-    r'(objective|init)\.([^:]*\.)?weights:',  # a file may have moved
+    r'(objective|init)\.([^:]*\.)?weights: (?!None ).* -> (?!None$)',  # a file may have moved
 )
 
 
@@ -54,7 +54,7 @@ def check(workdir: str | Path, run: Any) -> None:
         return
     changed = [
         line
-        for line in config.differences(read(workdir), as_dict(run))
+        for line in config.differences(as_dict(_completed(workdir, run)), as_dict(run))
         if not any(re.match(pattern, line) for pattern in RESUMABLE)
     ]
     if changed:
@@ -62,6 +62,20 @@ def check(workdir: str | Path, run: Any) -> None:
             f'--workdir={workdir} holds a run of another config ({"; ".join(changed)}); '
             'choose another work directory, or set these fields back to resume it.'
         )
+
+
+def _completed(workdir: str | Path, run: Any) -> Any:
+    """The config in a work directory as what `run` is, fields of later versions at their defaults.
+
+    Raises UserError where this version cannot read it.
+    """
+    try:
+        return config.build(type(run), read(workdir), path='')
+    except UserError as error:
+        raise UserError(
+            f'--workdir={workdir} holds a run whose config this version cannot read ({error}); '
+            'choose another work directory.'
+        ) from error
 
 
 def as_dict(run: Any) -> dict[str, Any]:

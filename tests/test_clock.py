@@ -29,6 +29,8 @@ def test_durations_are_not_rounded_where_they_are_asked_for_exactly():
     assert CLOCK.duration(Section(a_examples=16), 'a', path='x') == 0.5
     assert CLOCK.duration(Section(a_percent=0.25), 'a', path='x') == 0.5
     assert CLOCK.steps(Section(a_epochs=2.0), 'a', path='x') == 7
+    # A whole number of steps is not rounded up to the next.
+    assert Clock(24, 12800, 1).steps(Section(a_epochs=30.0), 'a', path='x') == 16000
     with pytest.raises(UserError, match='size of an epoch is not known'):
         Clock(32, None, 200).duration(Section(a_epochs=2.0), 'a', path='x')
 

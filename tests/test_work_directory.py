@@ -6,7 +6,8 @@ import pytest
 
 from mim_jax import runs, work_directory
 from mim_jax.errors import UserError
-from mim_jax.experiment import Experiment
+from mim_jax.experiment import Experiment, TrainConfig
+from mim_jax.warm_start import InitConfig
 
 HUGGING_FACE = json.dumps({'model_type': 'vit', 'hidden_size': 768, 'architectures': ['ViTModel']})
 
@@ -47,3 +48,27 @@ def test_a_damaged_config(tmp_path):
         (tmp_path / work_directory.CONFIG_FILE).write_bytes(content)
         with pytest.raises(UserError, match='config.json cannot be read'):
             runs.read_config(tmp_path)
+
+
+def test_fields_of_later_versions_are_at_their_defaults(tmp_path):
+    work_directory.claim(tmp_path, Experiment(seed=5))
+    path = tmp_path / work_directory.CONFIG_FILE
+    older = json.loads(path.read_text())
+    del older['init'], older['train']['whole_batches']
+    path.write_text(json.dumps(older))
+    work_directory.check(tmp_path, Experiment(seed=5))
+    other = Experiment(seed=5, train=TrainConfig(whole_batches=True))
+    with pytest.raises(UserError, match='whole_batches: False -> True'):
+        work_directory.check(tmp_path, other)
+    path.write_text(json.dumps({**older, 'hat': 1}))
+    with pytest.raises(UserError, match='config this version cannot read .*hat'):
+        work_directory.check(tmp_path, Experiment(seed=5))
+
+
+def test_weights_may_have_moved_but_not_come_later(tmp_path):
+    started = Experiment(init=InitConfig(weights='here'))
+    work_directory.claim(tmp_path / 'started', started)
+    work_directory.check(tmp_path / 'started', Experiment(init=InitConfig(weights='there')))
+    work_directory.claim(tmp_path / 'fresh', Experiment())
+    with pytest.raises(UserError, match='init.weights: None -> here'):
+        work_directory.check(tmp_path / 'fresh', started)

@@ -153,5 +153,6 @@ def gather(rows: np.ndarray) -> np.ndarray:
     shapes = process_allgather(np.array([len(rows), *rows.shape[1:]], np.int32))
     padded = np.zeros(shapes.max(axis=0), rows.dtype)
     padded[tuple(map(slice, rows.shape))] = rows
-    parts = process_allgather(padded)
+    # As bytes: on its way through the devices a float64 would become a float32.
+    parts = np.asarray(process_allgather(padded.view(np.uint8))).view(rows.dtype)
     return np.concatenate([part[:n] for part, n in zip(parts, shapes[:, 0], strict=True)])

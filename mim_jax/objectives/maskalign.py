@@ -74,6 +74,10 @@ class MaskAlign(Targeted):
         return bound
 
     @property
+    def batch_parts(self) -> int:
+        return self.morphing.shares(self.num_visible)
+
+    @property
     def num_visible(self) -> int:
         return self.grid[0] * self.grid[1] - self.masking.count(self.grid)
 

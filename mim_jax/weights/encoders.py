@@ -157,6 +157,8 @@ def _per_channel(values, channels, *, what, name, option):
             f'{what} does not state the {name} of its images: give {option.format(name)}=…, one '
             'number or one per channel, for images in [0, 1]'
         )
+    if isinstance(values, str):
+        raise UserError(f'{option.format(name)}={values!r} must be numbers, one or one per channel')
     values = tuple(values) if hasattr(values, '__iter__') else (values,)
     if len(values) not in (1, channels):
         raise UserError(

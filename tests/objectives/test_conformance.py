@@ -206,6 +206,12 @@ def test_tokens_can_be_morphed(method):
     metrics = jax.eval_shape(program.step, program.abstract_state, program.abstract_batch)[1]
     assert metrics['loss'].shape == ()
 
+    def seven(config):
+        config.objective.morphing.update(schedule='random', num_shares=7)
+
+    with pytest.raises(UserError, match=r'num_shares = 7'):  # of 16 images
+        make_program(method, change=seven)
+
 
 @pytest.mark.slow
 def test_the_encoder_is_exported_and_read_again(alone, tmp_path):
