@@ -86,3 +86,14 @@ def tiny_config(teacher_file):
         return config
 
     return make
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _compiled_programs_end_with_their_module():
+    """Every compiled program holds some of the memory mappings that a process may have (65,530 by
+    default on Linux): with those of all modules together the compiler has crashed.
+    """
+    yield
+    import jax
+
+    jax.clear_caches()

@@ -371,6 +371,7 @@ def test_the_import_is_light():
         _ = mim_jax.nothing
 
 
+@pytest.mark.slow
 def test_the_guide_and_the_example_run_as_they_stand(tmp_path, monkeypatch, capsys):
     """The blocks of docs/api.md, one after the other, on a short run of the quick start."""
     from mim_jax import main

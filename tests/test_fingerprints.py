@@ -42,6 +42,7 @@ def test_what_is_compared(tmp_path):
             fingerprints.check(tmp_path, {'teacher': 'x'})
 
 
+@pytest.mark.slow
 def test_a_teacher_that_changed_is_refused_at_resume(tiny_config, teacher_file, tmp_path):
     params, metadata = native.load(teacher_file)
     weights, workdir = tmp_path / 'teacher.safetensors', tmp_path / 'work'

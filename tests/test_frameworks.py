@@ -70,6 +70,7 @@ def test_a_tokenizer_and_beitv2_on_its_codes(train):
     assert step == 2 and variables['teacher']['codes'].shape == (64, 8)
 
 
+@pytest.mark.slow
 def test_another_tokenizer_than_the_config_says_is_told(train, capsys):
     tokenizer, _ = train('vqkd.py:embedded')
     arguments = [

@@ -94,6 +94,7 @@ def never_stopped(tmp_path_factory, cache):
     return losses
 
 
+@pytest.mark.slow
 def test_killed_and_started_again(never_stopped, tmp_path, cache):
     run = Run(tmp_path / 'run', cache)
     status, output = run.stop_after(5, signal.SIGKILL)

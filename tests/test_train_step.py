@@ -140,6 +140,7 @@ class Counted(MAE):
         return Weighted((distance * counted).sum(), counted.sum()), {'bright': bright.mean()}, {}
 
 
+@pytest.mark.slow
 def test_a_mean_over_a_count_is_that_of_the_whole_batch(tiny_config):
     results = []
     for accumulation, mesh in ((1, {}), (4, {}), (2, {'data': 2, 'fsdp': 2})):

@@ -115,6 +115,7 @@ def program(config, **mesh):
     return Program.make(run, epoch_examples=64, fields=image_fields(10))
 
 
+@pytest.mark.slow
 def test_the_step_is_the_same_on_any_mesh_and_in_microbatches(tiny_config):
     found = []
     for accumulation, mesh in ((1, {}), (4, {}), (2, {'data': 2, 'fsdp': 2})):

@@ -180,6 +180,7 @@ def test_the_teacher_is_the_average_on_whole_views(prepared):
     assert abs(own['context_loss'] - before['context_loss']) > 1e-4
 
 
+@pytest.mark.slow
 def test_the_average_gets_no_gradient_and_every_part_of_the_network_does(prepared):
     objective, variables = prepared
     gradient = jax.jit(jax.grad(lambda v: objective.loss(v, BATCH, KEY, 0)[0]))(variables)

@@ -53,6 +53,7 @@ def test_every_grouping_trains(prepared):
         assert any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient)), name
 
 
+@pytest.mark.slow
 def test_layerwise_compares_with_the_merged_teachers_output(prepared):
     """The loss by hand from the teacher's merged tokens; the option of DTM applies to them too."""
     objective, variables, batch = prepared(
