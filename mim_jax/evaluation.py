@@ -15,6 +15,8 @@ from mim_jax.evaluators import (
     Evaluator,
     EvenlySpaced,
     Features,
+    Judge,
+    Judged,
     collect,
     pool_tokens,
     pooled,
@@ -36,16 +38,24 @@ class Evaluation:
         self._sources = {'train': source}
         self.views = data.eval_views(self._config, program.views)
         self._num_classes = data.num_classes(source.fields)
-        self._evaluators, self.missing = _possible(
+        evaluators, self.missing = _possible(
             {name: getattr(program.run.eval, name) for name in program.run.eval.evaluators},
             labels=self._num_classes is not None,
             test=self._config.eval_split is not None,
         )
-        if self._evaluators:
+        self._all = evaluators
+        self._judges = {name: e for name, e in evaluators.items() if hasattr(e, 'judges')}
+        self._evaluators = {n: e for n, e in evaluators.items() if n not in self._judges}
+        self._compiled_by_judges = {}
+        if evaluators:
             sharding.check_batch(self._batch_size, program.mesh, field='eval.batch_size')
+            self._check_average()
+        if self._evaluators:
             self._check_encoder()
+        for name, judge in self._judges.items():
+            _check_judge(name, judge, program.objective)
         if self._config.eval_split is not None and any(
-            evaluator.test != 'unused' for evaluator in self._evaluators.values()
+            evaluator.test != 'unused' for evaluator in evaluators.values()
         ):
             self._sources['test'] = data.make_source(self._config, split=self._config.eval_split)
             self._check_labels()
@@ -53,8 +63,8 @@ class Evaluation:
     def run(self, variables: dict[str, Any]) -> dict[str, float]:
         """All evaluators' figures, as {'eval/knn/top1': …}."""
         run = self._program.run
-        if self._evaluators and run.eval.use_ema:
-            variables = {**variables, 'params': variables['ema']}
+        if self._all and run.eval.use_ema:
+            variables = {**variables, 'params': {**variables['params'], **variables['ema']}}
 
         @functools.cache
         def encoded(split: str, count: int) -> dict[str, Features]:
@@ -69,12 +79,15 @@ class Evaluation:
             return pooled(encoded(split, len(source)), pool=evaluator.pool)
 
         values = {}
-        for name, evaluator in self._evaluators.items():
-            results = evaluator.run(
-                features(evaluator, 'train'),
-                features(evaluator, 'test'),
-                num_classes=self._num_classes,
-            )
+        for name, evaluator in self._all.items():
+            if name in self._judges:
+                results = evaluator.judge(self._judged(evaluator, variables))
+            else:
+                results = evaluator.run(
+                    features(evaluator, 'train'),
+                    features(evaluator, 'test'),
+                    num_classes=self._num_classes,
+                )
             values |= {f'eval/{name}/{metric}': value for metric, value in results}
         return values
 
@@ -84,21 +97,39 @@ class Evaluation:
         batches = data.eval_batches(source, self._config, views=self.views, batch_size=len(source))
         return next(iter(batches))
 
-    def _check_encoder(self) -> None:
-        """Raises UserError where the encoder has not what evaluators pool, or no average."""
+    def _judged(self, judge: Judge, variables: dict[str, Any]) -> Judged:
+        """What a judge is given."""
+        return Judged(
+            objective=self._program.objective,
+            variables=variables,
+            mesh=self._program.mesh,
+            data=self._config,
+            views=self.views,
+            source=EvenlySpaced(self._sources['test'], judge.max_test),
+            batch_size=self._batch_size,
+            num_classes=self._num_classes,
+            compiled=self._compiled_by_judges,
+        )
+
+    def _check_average(self) -> None:
+        """Raises UserError where the average of the encoder is asked for and there is none."""
         variables = self._program.abstract_state.variables
         if self._program.run.eval.use_ema and 'encoder' not in variables.get('ema', {}):
             raise UserError(
                 'config.eval.use_ema = True needs an average of the encoder; set '
                 'config.train.ema.decay (and parts, if given, to hold the encoder).'
             )
+
+    def _check_encoder(self) -> None:
+        """Raises UserError where the encoder has not what evaluators pool."""
+        params = self._program.abstract_state.variables['params']
         images = self._program.abstract_batch['images']
-        jax.eval_shape(self._compiled, {'params': variables['params']}, images)
+        jax.eval_shape(self._compiled, {'params': params}, images)
 
     def _check_labels(self) -> None:
         """Raises UserError where the evaluation split has other labels than the training split."""
         found = data.num_classes(self._sources['test'].fields)
-        names = [n for n, e in self._evaluators.items() if e.labels and e.test != 'unused']
+        names = [n for n, e in self._all.items() if e.labels and e.test != 'unused']
         if names and found != self._num_classes:
             has = 'no labels' if found is None else f'{found} classes'
             raise UserError(
@@ -142,9 +173,19 @@ class Evaluation:
         return jax.jit(features, out_shardings=sharding.batch_sharding(self._program.mesh))
 
 
+def _check_judge(name: str, judge: Judge, objective: Any) -> None:
+    """Raises UserError where an objective does not predict what a judge judges."""
+    if not hasattr(objective, judge.judges):
+        raise UserError(
+            f'config.eval.evaluators names {name!r}, which judges what an objective predicts '
+            f'({judge.judges}); this objective predicts none: leave it out, or fine-tune with one '
+            'that does, such as classification.'
+        )
+
+
 def _possible(
-    evaluators: dict[str, Evaluator], *, labels: bool, test: bool
-) -> tuple[dict[str, Evaluator], str | None]:
+    evaluators: dict[str, Evaluator | Judge], *, labels: bool, test: bool
+) -> tuple[dict[str, Evaluator | Judge], str | None]:
     """The evaluators that have what they need, and a word on the others."""
     unlabelled = [name for name, e in evaluators.items() if e.labels and not labels]
     testless = [name for name, e in evaluators.items() if e.test == 'needed' and not test]

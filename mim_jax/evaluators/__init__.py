@@ -1,10 +1,12 @@
 """Evaluators: what a frozen encoder's features are worth.
 
 An evaluator is a frozen dataclass whose fields are its config section. It takes the features of the
-training and the test images, and yields (name, value). It knows no model and no objective.
+training and the test images, and yields (name, value). It knows no model and no objective. A judge
+is an evaluator that is given the objective instead, and asks it for what it predicts.
 """
 
-from mim_jax.evaluators.base import Evaluator, Test
+from mim_jax.evaluators.accuracy import Accuracy
+from mim_jax.evaluators.base import Evaluator, Judge, Test
 from mim_jax.evaluators.features import (
     POOLINGS,
     Features,
@@ -16,6 +18,7 @@ from mim_jax.evaluators.features import (
 )
 from mim_jax.evaluators.fewshot import FewShot
 from mim_jax.evaluators.health import Health
+from mim_jax.evaluators.judged import Judged
 from mim_jax.evaluators.knn import KNN
 from mim_jax.evaluators.linear import Linear
 from mim_jax.evaluators.subset import EvenlySpaced
@@ -24,11 +27,14 @@ __all__ = [
     'EVALUATORS',
     'KNN',
     'POOLINGS',
+    'Accuracy',
     'Evaluator',
     'EvenlySpaced',
     'Features',
     'FewShot',
     'Health',
+    'Judge',
+    'Judged',
     'Linear',
     'Pool',
     'Test',
@@ -38,9 +44,10 @@ __all__ = [
     'pooled',
 ]
 
-EVALUATORS: dict[str, type[Evaluator]] = {
+EVALUATORS: dict[str, type[Evaluator] | type[Judge]] = {
     'knn': KNN,
     'fewshot': FewShot,
     'linear': Linear,
     'health': Health,
+    'accuracy': Accuracy,
 }

@@ -1,9 +1,10 @@
-"""What an evaluator is."""
+"""What an evaluator is: of an encoder's features, or (a judge) of what an objective predicts."""
 
 from collections.abc import Iterator
 from typing import ClassVar, Literal, Protocol
 
 from mim_jax.evaluators.features import Features, Pool
+from mim_jax.evaluators.judged import Judged
 
 Test = Literal['needed', 'optional', 'unused']
 
@@ -33,4 +34,23 @@ class Evaluator(Protocol):
         there is none or it is not used. num_classes: labels are 0..num_classes-1; None without
         labels.
         """
+        ...
+
+
+class Judge(Protocol):
+    """An evaluator of what an objective itself predicts; also a frozen dataclass and its section.
+
+    labels, test: as of an `Evaluator`.
+    judges: the method of an objective that it asks, such as 'logits'.
+    max_test: so many images of the evaluation split, evenly spaced over it; None: all.
+    """
+
+    labels: ClassVar[bool]
+    test: ClassVar[Test]
+    judges: ClassVar[str]
+
+    max_test: int | None
+
+    def judge(self, judged: Judged) -> Iterator[tuple[str, float]]:
+        """Yields (name, value), the same on every process."""
         ...

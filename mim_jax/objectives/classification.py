@@ -69,6 +69,11 @@ class Classification(Objective):
         top1 = (logits.argmax(axis=-1) == batch['labels']).astype(jnp.float32).mean()
         return loss, {'top1': top1}, {}
 
+    def logits(self, variables: Variables, images: jax.Array) -> jax.Array:
+        """Scores of the classes for whole images [B,H,W,C] in [0, 1], float32 [B,classes]."""
+        encoded = self.features(variables, images)
+        return self._head().apply({'params': variables['params']['head']}, encoded)
+
     def _head(self) -> PooledClassifier:
         return PooledClassifier(
             self.inputs.num_classes,

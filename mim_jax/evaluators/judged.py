@@ -1,0 +1,68 @@
+"""What a judge is given: an objective, its variables, and the evaluation images it is judged on."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from mim_jax import data as data_room
+from mim_jax import sharding
+from mim_jax.evaluators.features import gather
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """An objective under evaluation.
+
+    objective: bound to encoder, inputs and clock. variables: its collections on the mesh; `params`
+      is the average of the parameters where `eval.use_ema` says so.
+    mesh: batches are split over its axes `data` and `fsdp`.
+    data: the config section. views: the objective's, as evaluators see them
+      (`data.eval_views`): all the same at every call.
+    source: the evaluation split's images, as many as the judge's `max_test` says.
+    batch_size: of `batches`, over all processes.
+    num_classes: of the training split; None without labels.
+    compiled: where `jit` keeps its functions.
+    """
+
+    objective: Any
+    variables: Mapping[str, Any]
+    mesh: jax.sharding.Mesh
+    data: data_room.DataConfig
+    views: data_room.Views
+    source: data_room.Source
+    batch_size: int
+    num_classes: int | None
+    compiled: dict[str, Callable]
+
+    def batches(self, views: data_room.Views | None = None) -> Iterator[dict[str, np.ndarray]]:
+        """This process's batches of `views` (default: `self.views`): every image once over all
+        processes, with `index` int32 and `valid` bool [b], which is False for padding and images
+        that cannot be read. Equally many on every process.
+        """
+        return iter(
+            data_room.eval_batches(
+                self.source,
+                self.data,
+                views=self.views if views is None else views,
+                batch_size=self.batch_size,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+            )
+        )
+
+    def put(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        """A process's share of a batch as global arrays, split over the mesh by their rows."""
+        return sharding.put_batch(dict(batch), self.mesh)
+
+    def jit(self, name: str, function: Callable) -> Callable:
+        """`function` jitted with replicated results, once for all evaluations of a run, by name."""
+        if name not in self.compiled:
+            self.compiled[name] = jax.jit(function, out_shardings=sharding.replicated(self.mesh))
+        return self.compiled[name]
+
+    def total(self, sums: Any) -> Any:
+        """A tree of host numbers or arrays, each summed over all processes. A collective."""
+        return jax.tree.map(lambda x: gather(np.asarray(x)[None]).sum(axis=0), sums)
