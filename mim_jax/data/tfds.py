@@ -143,7 +143,9 @@ def _command(name, data_dir):
 
 def _refuse_inner_folder(name, data_dir):
     """Raises UserError where `data_dir` is the prepared dataset's own folder or one inside it."""
-    path = Path(data_dir or '').expanduser().absolute()
+    if not data_dir:
+        return
+    path = Path(data_dir).expanduser().absolute()
     base = re.split('[:/]', name)[0]
     # DATA_DIR/NAME/VERSION, or DATA_DIR/NAME/CONFIG/VERSION, holds dataset_info.json.
     deep = any(any(path.glob(f'{inner}dataset_info.json')) for inner in ('', '*/', '*/*/'))
