@@ -28,8 +28,9 @@ class Evaluation:
     """Runs the evaluators of the config section `eval` on the variables of a program.
 
     `missing` says which of them are left out, where the data has no labels or no evaluation split;
-    otherwise it is None. `views` are the objective's as they are drawn, of which evaluators see
-    `images` alone.
+    otherwise it is None. `views` are the objective's as they are drawn, of which evaluators of
+    features see `images` alone. `confusions` are the matrices [true class, predicted class] of the
+    last `run`, by evaluator.
     """
 
     def __init__(self, program: Program, source: data.Source):
@@ -47,6 +48,7 @@ class Evaluation:
         self._judges = {name: e for name, e in evaluators.items() if hasattr(e, 'judges')}
         self._evaluators = {n: e for n, e in evaluators.items() if n not in self._judges}
         self._compiled_by_judges = {}
+        self.confusions: dict[str, np.ndarray] = {}
         if evaluators:
             sharding.check_batch(self._batch_size, program.mesh, field='eval.batch_size')
             self._check_average()
@@ -88,7 +90,11 @@ class Evaluation:
                     features(evaluator, 'test'),
                     num_classes=self._num_classes,
                 )
-            values |= {f'eval/{name}/{metric}': value for metric, value in results}
+            for metric, value in results:
+                if metric == 'confusion':
+                    self.confusions[name] = value
+                else:
+                    values[f'eval/{name}/{metric}'] = value
         return values
 
     def sample(self, count: int) -> dict[str, np.ndarray]:

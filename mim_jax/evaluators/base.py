@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import ClassVar, Literal, Protocol
 
+import numpy as np
+
 from mim_jax.evaluators.features import Features, Pool
 from mim_jax.evaluators.judged import Judged
 
@@ -51,6 +53,8 @@ class Judge(Protocol):
 
     max_test: int | None
 
-    def judge(self, judged: Judged) -> Iterator[tuple[str, float]]:
-        """Yields (name, value), the same on every process."""
+    def judge(self, judged: Judged) -> Iterator[tuple[str, float | np.ndarray]]:
+        """Yields (name, value), the same on every process; ('confusion', int [true class, predicted
+        class]) is no figure but drawn by `mim_jax.evaluate`.
+        """
         ...
