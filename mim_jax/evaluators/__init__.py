@@ -21,6 +21,7 @@ from mim_jax.evaluators.health import Health
 from mim_jax.evaluators.judged import Judged
 from mim_jax.evaluators.knn import KNN
 from mim_jax.evaluators.linear import Linear
+from mim_jax.evaluators.segmentation import Segmentation
 from mim_jax.evaluators.subset import EvenlySpaced
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     'Judged',
     'Linear',
     'Pool',
+    'Segmentation',
     'Test',
     'collect',
     'gather',
@@ -50,4 +52,5 @@ EVALUATORS: dict[str, type[Evaluator] | type[Judge]] = {
     'linear': Linear,
     'health': Health,
     'accuracy': Accuracy,
+    'segmentation': Segmentation,
 }
