@@ -6,7 +6,9 @@ its own file again),
 `optimizer`, and `progress` (step and data iterator state, JSON).
 """
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,14 @@ FROZEN = ('teacher',)
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """Config section `checkpoint`: save every so often (and always at the end and on SIGTERM).
+    """Config section `checkpoint`: save every so often; and always before an evaluation or
+    pictures, at the end, and when SIGTERM or Ctrl-C stops the run.
 
+    every_minutes: save as well when so long nothing was saved; none: not by the clock.
     The newest `keep` checkpoints stay, and beyond them one at every `milestone_*`.
     """
 
+    every_minutes: float | None = 10.0
     every_steps: int | None = None
     every_epochs: float | None = None
     every_examples: int | None = None
@@ -40,6 +45,8 @@ class CheckpointConfig:
     milestone_percent: float | None = None
 
     def __post_init__(self):
+        if self.every_minutes is not None and not self.every_minutes > 0:
+            raise ValueError(f'every_minutes = {self.every_minutes} must be above 0, or none.')
         if self.keep < 1:
             raise ValueError(
                 f'keep = {self.keep}, but a run needs its last checkpoint: at least 1.'
@@ -50,6 +57,7 @@ class Checkpoints:
     """The checkpoints of one work directory."""
 
     def __init__(self, workdir: str | Path, config: CheckpointConfig, clock: Clock | None = None):
+        self._workdir = Path(workdir)
         milestone = clock and clock.steps(config, 'milestone', path='checkpoint')
         self._manager = ocp.CheckpointManager(
             directory(workdir),
@@ -70,17 +78,20 @@ class Checkpoints:
     def save(self, step: int, state: TrainState, data_state: Any) -> None:
         """Starts an asynchronous save of the state after `step` updates; a step already saved is
         left alone.
+
+        Raises UserError where this save or the one before it fails.
         """
         if step in self._manager.all_steps():
             return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                variables=ocp.args.StandardSave(saved_variables(state.variables)),
-                optimizer=ocp.args.StandardSave(state.opt_state),
-                progress=ocp.args.JsonSave({'step': step, 'data': data_state}),
-            ),
-        )
+        with self._told():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    variables=ocp.args.StandardSave(saved_variables(state.variables)),
+                    optimizer=ocp.args.StandardSave(state.opt_state),
+                    progress=ocp.args.JsonSave({'step': step, 'data': data_state}),
+                ),
+            )
 
     def restore(self, abstract: TrainState, *, step: int | None = None) -> tuple[TrainState, Any]:
         """The newest state (or that of `step`) and the data iterator's state.
@@ -104,11 +115,28 @@ class Checkpoints:
         return state, restored['progress']['data']
 
     def wait(self) -> None:
-        """Until the save under way, if any, is on disk."""
-        self._manager.wait_until_finished()
+        """Until the save under way, if any, is on disk. Raises UserError where it fails."""
+        with self._told():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        self._manager.close()
+        with self._told():
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """One sentence for a save that fails: a full disk, a directory that is gone."""
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            saved = saved_steps(self._workdir)
+            kept = f'the newest whole one is that of step {saved[-1]}' if saved else 'there is none'
+            reason = str(error).strip().splitlines()
+            raise UserError(
+                f'{self._workdir}: a checkpoint could not be written '
+                f'({reason[0] if reason else type(error).__name__}); {kept}. Mend the cause and '
+                'start the same command again.'
+            ) from error
 
 
 def directory(workdir: str | Path) -> Path:

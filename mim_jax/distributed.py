@@ -1,7 +1,6 @@
-"""Joining the processes of a run, and stopping them together."""
+"""Joining the processes of a run."""
 
 import os
-import signal
 import socket
 import time
 
@@ -67,34 +66,14 @@ def initialize(*, timeout_seconds: int = 300) -> None:
         ) from error
 
 
+def is_joined() -> bool:
+    """Whether this process is one of several."""
+    return jax.distributed.is_initialized()
+
+
 def is_main() -> bool:
     """Whether this is process 0: the one that prints, and writes what is written once."""
     return jax.process_index() == 0
-
-
-class StopSignal:
-    """Whether SIGTERM asks the run to stop; every process learns it at the same step.
-
-    Preemption and time limits may reach the processes at different moments, or only one of them,
-    while saving takes all.  With several processes JAX's preemption service therefore agrees on
-    the step (it has taken SIGTERM over in `initialize`); a process of its own sets a flag.
-    """
-
-    def __init__(self) -> None:
-        self._received = False
-        if not jax.distributed.is_initialized():
-            signal.signal(signal.SIGTERM, self._receive)
-
-    def _receive(self, number: int, frame: object) -> None:
-        self._received = True
-
-    def received(self, step: int) -> bool:
-        """Whether to save and stop after `step`; to be asked by every process at every step."""
-        if not jax.distributed.is_initialized():
-            return self._received
-        from jax.experimental import multihost_utils
-
-        return multihost_utils.reached_preemption_sync_point(step)
 
 
 def _from_environment() -> dict[str, object] | None:

@@ -5,7 +5,7 @@ of augmented views, is known from the start: one program for each of the two kin
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -66,18 +66,26 @@ class Encoding:
         }
 
     def collect(
-        self, variables: Mapping[str, Any], source: data.Source, *, parts: set[Part], views: int
+        self,
+        variables: Mapping[str, Any],
+        source: data.Source,
+        *,
+        parts: set[Part],
+        views: int,
+        check: Callable[[], None],
     ) -> dict[Part, Features]:
         """This process's features of a source's images, by parts.
 
         parts: those that are kept.
         views: 0 for the images as evaluation sees them; else so many augmented views of each, drawn
           as for training. View v of image i is a function of i and v alone.
+        check: called before every batch; what it raises ends the pass.
         """
         encode = self._compiled[views > 0]
         batches = data.eval_batches(
             Repeated(source, views) if views else source,
-            self._program.run.data,
+            # An image that cannot be read takes no part.
+            dataclasses.replace(self._program.run.data, max_corrupt_share=1.0),
             views={'images': self._views[views > 0]},
             batch_size=self._batch_size,
             process_index=jax.process_index(),
@@ -85,6 +93,7 @@ class Encoding:
         )
 
         def encoded(batch: Mapping[str, Any]) -> dict[Part, jax.Array]:
+            check()
             # Only what the encoder reads is put on the devices; the labels stay here.
             wanted = {key: batch[key] for key in ('images', 'index')}
             wanted = sharding.put_batch(wanted, self._program.mesh)

@@ -1,6 +1,8 @@
 """The evaluators of a run, and what they are fed: the encoder's features of sets of images."""
 
+import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -32,7 +34,8 @@ class Evaluation:
 
     def __init__(self, program: Program, source: data.Source):
         self._program = program
-        self._config = program.run.data
+        # An image that cannot be read takes no part; however many they are, the run goes on.
+        self._config = dataclasses.replace(program.run.data, max_corrupt_share=1.0)
         self._sources = {'train': source}
         self.views = data.eval_views(self._config, program.views)
         self._num_classes = data.num_classes(source.fields)
@@ -61,8 +64,12 @@ class Evaluation:
         for name, evaluator in self._evaluators.items():
             self._check_memory(name, evaluator)
 
-    def run(self, variables: dict[str, Any]) -> dict[str, float]:
-        """All evaluators' figures, as {'eval/knn/top1': …}."""
+    def run(
+        self, variables: dict[str, Any], *, check: Callable[[], None] = lambda: None
+    ) -> dict[str, float]:
+        """All evaluators' figures, as {'eval/knn/top1': …}. `check` is called between batches and
+        evaluators; what it raises ends the evaluation.
+        """
         run = self._program.run
         if self._all and run.eval.use_ema:
             variables = {**variables, 'params': {**variables['params'], **variables['ema']}}
@@ -78,7 +85,7 @@ class Evaluation:
                 for part in parts_of(other)
             }
             source = EvenlySpaced(self._sources[split], count)
-            return self._encoding.collect(variables, source, parts=parts, views=views)
+            return self._encoding.collect(variables, source, parts=parts, views=views, check=check)
 
         def features(evaluator: Evaluator, split: str) -> Features | None:
             source = self._source(evaluator, split)
@@ -89,8 +96,9 @@ class Evaluation:
 
         values = {}
         for name, evaluator in self._all.items():
+            check()
             if name in self._judges:
-                results = evaluator.judge(self._judged(evaluator, variables))
+                results = evaluator.judge(self._judged(evaluator, variables, check))
             else:
                 results = evaluator.run(
                     features(evaluator, 'train'),
@@ -110,7 +118,7 @@ class Evaluation:
         batches = data.eval_batches(source, self._config, views=self.views, batch_size=len(source))
         return next(iter(batches))
 
-    def _judged(self, judge: Judge, variables: dict[str, Any]) -> Judged:
+    def _judged(self, judge: Judge, variables: dict[str, Any], check: Callable[[], None]) -> Judged:
         """What a judge is given."""
         return Judged(
             objective=self._program.objective,
@@ -122,6 +130,7 @@ class Evaluation:
             batch_size=self._batch_size,
             num_classes=self._num_classes,
             compiled=self._compiled_by_judges,
+            check=check,
         )
 
     def _check_average(self) -> None:

@@ -8,29 +8,33 @@ directory resumes it.
 """
 
 import argparse
+import contextlib
 import os
 import re
 import sys
+import threading
 from pathlib import Path
 
 from mim_jax import config as configs
 from mim_jax.errors import UserError
+from mim_jax.stopping import Stop
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns the exit status: 0, or 2 for a mistake told in one sentence."""
+    # Only the main thread can listen; a program of someone else's may call this from another.
+    main_thread = threading.current_thread() is threading.main_thread()
+    stop = Stop()
     try:
-        run(sys.argv[1:] if arguments is None else arguments)
+        with stop.listening() if main_thread else contextlib.nullcontext():
+            run(sys.argv[1:] if arguments is None else arguments, stop)
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print('interrupted; the same command resumes from the last checkpoint', file=sys.stderr)
-        return 130
     return 0
 
 
-def run(arguments: list[str]) -> None:
+def run(arguments: list[str], stop: Stop) -> None:
     """Parses, builds and trains. Raises UserError for what the user can mend."""
     options, assignments = parse(arguments)
     _prepare_simulated_devices()
@@ -50,15 +54,19 @@ def run(arguments: list[str]) -> None:
         dry_run(experiment, topology=options.topology)
         return
     distributed.initialize()
+    if distributed.is_joined():
+        stop.joined()
     _use_compilation_cache()
     from mim_jax.trainer import Trainer
 
     workdir = options.workdir or default_workdir(options.config)
     trainer = Trainer(experiment, workdir)
-    work_directory.claim(workdir, experiment)
-    if distributed.is_main():
-        print(config, flush=True)
-    trainer.train()
+    with work_directory.locked(workdir):
+        if not trainer.finished:  # what is written down is what was run
+            work_directory.claim(workdir, experiment)
+        if distributed.is_main():
+            print(config, flush=True)
+        trainer.train(stop)
 
 
 def default_workdir(spec: str) -> Path:

@@ -1,21 +1,24 @@
-"""The training loop: restore, next batch, step, log, evaluate, draw, save."""
+"""The training loop: restore, next batch, step, log, save, evaluate, draw."""
 
 import collections
 import functools
 import math
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from mim_jax import data, fingerprints, sharding, work_directory
 from mim_jax.checkpoints import Checkpoints, saved_steps
-from mim_jax.distributed import StopSignal
 from mim_jax.errors import UserError
 from mim_jax.evaluation import Evaluation
 from mim_jax.experiment import Experiment
 from mim_jax.logs import Logger, Throughput, peak_flops
 from mim_jax.program import Program
+from mim_jax.stopping import Interrupted, Stop
 from mim_jax.train_step import TrainState
 
 # Steps handed to the device before their metrics are looked at: enough that it never waits for the
@@ -56,72 +59,126 @@ class Trainer:
             'save': clock.steps(run.checkpoint, 'every', path='checkpoint'),
         }
 
-    def train(self) -> None:
-        """Trains to the end, or to SIGTERM, from wherever the work directory has come to.
+    @property
+    def finished(self) -> bool:
+        """Whether the work directory holds the last checkpoint of this run."""
+        return self.total in saved_steps(self.workdir)
 
-        Raises UserError when the loss is no longer finite; the last good checkpoint stays.
+    def train(self, stop: Stop | None = None) -> None:
+        """Trains to the end, or to SIGTERM or Ctrl-C, from wherever the work directory has come to.
+
+        stop: what listens to these, see `mim_jax.stopping`.
+
+        Raises UserError when the loss is no longer finite, or nothing can be saved.
         """
-        stop = StopSignal()
-        checkpoints = Checkpoints(self.workdir, self.run.checkpoint, self.program.clock)
-        first = checkpoints.latest_step or 0
+        stop = stop or Stop()
+        self.checkpoints = Checkpoints(self.workdir, self.run.checkpoint, self.program.clock)
+        done = first = self.checkpoints.latest_step or 0
         self.logger = Logger(
             self.workdir,
             self.run.log,
             total_steps=self.total,
             is_main=jax.process_index() == 0,
-            resume_step=checkpoints.latest_step,
+            resume_step=self.checkpoints.latest_step,
         )
         if first >= self.total:
             self.logger.message(f'{self.workdir}: all {self.total} steps are done already.')
             return
         if self.evaluation.missing:
             self.logger.message(self.evaluation.missing)
-        state, self.batches = self._start(checkpoints)
+        state, self.batches = self._start()
+        if first:
+            stop.kept = f'the checkpoint of step {first} is kept, the same command goes on from it'
         step_fn = self._compile()
         if first == 0:
+            # What is wrong with an evaluation is better said now than after days.
             self._evaluate(state, 0)
         put = functools.partial(sharding.put_batch, mesh=self.program.mesh)
-        feed = data.device_prefetch(self.batches, put)
+        feed = data.device_prefetch(self.batches, put, check=stop.check)
         in_flight = collections.deque()
+        stopping = None
         try:
-            for step in range(first + 1, self.total + 1):
+            while done < self.total and not stopping:
                 with self.speed.waiting():
                     batch = next(feed)
                 state, metrics = step_fn(state, batch)
-                in_flight.append((step, metrics))
-                if step == first + 1:
+                done += 1
+                in_flight.append((done, metrics))
+                if done == first + 1:
                     jax.block_until_ready(metrics)
-                    self.speed.start(step)
+                    self.speed.start(done)
+                    self._saved_at, stop.saving = time.monotonic(), True
                 while len(in_flight) > IN_FLIGHT:
                     self._log(*in_flight.popleft())
-                self.logger.progress(step)
+                self.logger.progress(done)
 
                 # The last step ends the run anyway, with its evaluation.
-                stopping = step < self.total and stop.received(step)
-                due = {name for name in self.every if self._is_due(name, step)}
-                if not due and not stopping:
+                stopping = stop.received(done) if done < self.total else None
+                due = {name for name in self.every if self._is_due(name, done)}
+                if not (due or stopping or self._long_unsaved(done)):
                     continue
                 # A checkpoint is written only once its step is known to be finite.
                 while in_flight:
                     self._log(*in_flight.popleft())
                 with self.speed.paused(after=state.step):
+                    # First, so that nothing that fails afterwards costs a step.
+                    self._save(done, state, feed.state)
                     if 'evaluate' in due and not stopping:
-                        self._evaluate(state, step)
+                        # That of the last step is not left out: no later one would make up for it.
+                        check = stop.check if done < self.total else lambda: None
+                        self._report('evaluation', self._evaluate, state, done, check)
                     if 'draw' in due and not stopping:
-                        self._draw(state, step)
-                    if 'save' in due or stopping:
-                        checkpoints.save(step, state, feed.state)
-                if stopping:
-                    self.logger.message(
-                        f'SIGTERM: step {step} is saved; the same command resumes from there.'
-                    )
-                    break
+                        self._report('pictures', self._draw, state, done)
+        except Interrupted:
+            stopping = stop.requested
+            while in_flight:
+                self._log(*in_flight.popleft())
+            self._save(done, state, feed.state)
         finally:
             feed.close()
-            checkpoints.close()
+            self.checkpoints.close()
+            if stopping:
+                self.logger.message(
+                    f'{stopping}: step {done} is saved; the same command resumes from there.'
+                )
             self.logger.close()
 
-    def _start(self, checkpoints: Checkpoints) -> tuple[TrainState, Any]:
+    def _report(self, what: str, function: Callable, state: TrainState, *arguments: Any) -> None:
+        """Calls what looks at a state; where that fails, the run says so and goes on.
+
+        Of several processes one that goes on alone would leave the others waiting: there the run
+        ends, its checkpoint being saved.
+        """
+        try:
+            function(state, *arguments)
+        except Interrupted:
+            raise
+        except Exception as error:
+            if jax.process_count() > 1:
+                raise
+            reason = f'{type(error).__name__}: {error}'
+            reason = str(error) if isinstance(error, UserError) else reason
+            self.logger.message(f'No {what} at step {arguments[0]}: {reason}')
+
+    def _save(self, step: int, state: TrainState, data_state: Any) -> None:
+        self.checkpoints.save(step, state, data_state)
+        self._saved_at = time.monotonic()
+
+    def _long_unsaved(self, step: int) -> bool:
+        """Whether the clock asks for a checkpoint; the same on every process."""
+        minutes = self.run.checkpoint.every_minutes
+        if minutes is None:
+            return False
+        overdue = time.monotonic() - self._saved_at > 60 * minutes
+        if jax.process_count() == 1:
+            return overdue
+        if step % self.run.log.every_steps:
+            return False  # asking the others takes its time
+        from jax.experimental import multihost_utils
+
+        return bool(multihost_utils.broadcast_one_to_all(np.int32(overdue)))
+
+    def _start(self) -> tuple[TrainState, Any]:
         """The state and the data, from the newest checkpoint or from the beginning."""
         batches = data.train_batches(
             self.source,
@@ -131,14 +188,14 @@ class Trainer:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        step = checkpoints.latest_step
+        step = self.checkpoints.latest_step
         if step is None:
             fingerprints.record(self.workdir, self.fingerprints)
             start, self.start = self.start, None
             for line in start.lines if start else ():
                 self.logger.message(line)
             return self.program.init(self.pretrained, start and start.params), batches
-        state, data_state = checkpoints.restore(self.program.restorable(), step=step)
+        state, data_state = self.checkpoints.restore(self.program.restorable(), step=step)
         batches.set_state(data_state)
         self.logger.message(f'{self.workdir}: resuming after step {step} of {self.total}.')
         return state.replace(variables={**self.pretrained, **state.variables}), batches
@@ -166,7 +223,8 @@ class Trainer:
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
         for name in ('loss', 'grad_norm', 'param_norm'):
             if not math.isfinite(metrics[name]):
-                saved = 'the last checkpoint in the work directory is good'
+                good = self.checkpoints.latest_step
+                saved = f'the checkpoint of step {good} is good' if good else 'nothing was saved'
                 raise UserError(
                     f'Step {step}: {name} is {metrics[name]}, so the run was stopped; {saved}. A '
                     'lower optimizer.learning_rate or a smaller optimizer.clip_norm often helps.'
@@ -177,8 +235,10 @@ class Trainer:
                 values['data/corrupt_images'] = self.batches.num_corrupt
             self.logger.scalars(step, values | self.speed.measure(step))
 
-    def _evaluate(self, state: TrainState, step: int) -> None:
-        values = self.evaluation.run(state.variables)
+    def _evaluate(
+        self, state: TrainState, step: int, check: Callable[[], None] = lambda: None
+    ) -> None:
+        values = self.evaluation.run(state.variables, check=check)
         if values:
             self.logger.scalars(step, values)
 

@@ -1,9 +1,12 @@
 """A work directory: the config it belongs to, and the encoder in it; neither needs the program."""
 
+import contextlib
+import fcntl
 import json
 import os
 import re
-from collections.abc import Mapping
+import socket
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,8 @@ from mim_jax.folders import check_folder
 from mim_jax.models.vit import ViT
 
 CONFIG_FILE = 'config.json'
+CHANGES_FILE = 'config_changes.jsonl'
+LOCK_FILE = 'lock'
 SECTIONS = ('data', 'objective', 'model')  # some that every run's config has
 
 # What may change between two starts in one work directory: nothing here alters the numbers of the
@@ -29,39 +34,84 @@ RESUMABLE = (
 
 def claim(workdir: str | Path, run: Any) -> None:
     """Writes the config of a run (an `Experiment`) into its work directory, or checks that it
-    belongs there.
+    belongs there. Where a run goes on with other values of RESUMABLE, CHANGES_FILE gets a line with
+    these and the step from which they hold.
 
     Raises UserError as `check` does, and where `workdir` cannot be a directory to write in; nothing
     is written then.
     """
     workdir = Path(workdir)
     check_folder(workdir)
-    check(workdir, run)
+    changed = check(workdir, run)
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
+        if changed:
+            after = max(checkpoints.saved_steps(workdir), default=0)
+            line = json.dumps({'after_step': after, 'changed': changed})
+            with open(workdir / CHANGES_FILE, 'a', encoding='utf-8') as file:
+                file.write(line + '\n')
         path = workdir / CONFIG_FILE
         temporary = path.with_suffix('.tmp')
         temporary.write_text(json.dumps(as_dict(run), indent=2) + '\n', encoding='utf-8')
         os.replace(temporary, path)
 
 
-def check(workdir: str | Path, run: Any) -> None:
-    """Raises UserError, naming the fields, where a work directory holds a run of another config.
+@contextlib.contextmanager
+def locked(workdir: str | Path) -> Iterator[None]:
+    """Keeps other runs out of a work directory; process 0 does it for all of a run.
 
-    Fields that do not alter the numbers of a run may differ (RESUMABLE).
+    The lock is the operating system's, on a file in there, and ends with the process however that
+    ends.
+
+    Raises UserError where another process holds it, or `workdir` cannot be a directory to write in.
+    """
+    if jax.process_index() != 0:
+        yield
+        return
+    workdir = Path(workdir)
+    check_folder(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    with open(workdir / LOCK_FILE, 'a+', encoding='utf-8') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            holder = file.read().strip() or 'another process'
+            raise UserError(
+                f'--workdir={workdir} is in use by {holder}: stop that run, or choose another '
+                'work directory.'
+            ) from error
+        file.truncate(0)
+        file.write(f'process {os.getpid()} on {socket.gethostname()}')
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
+
+
+def check(workdir: str | Path, run: Any) -> list[str]:
+    """The fields in which a run differs from that in a work directory, all of which may (RESUMABLE:
+    they do not alter the numbers of a run).
+
+    Raises UserError, naming the fields, where the work directory holds a run of another config, or
+    checkpoints without one.
     """
     if not (Path(workdir) / CONFIG_FILE).exists():
-        return
-    changed = [
-        line
-        for line in config.differences(as_dict(_completed(workdir, run)), as_dict(run))
-        if not any(re.match(pattern, line) for pattern in RESUMABLE)
-    ]
-    if changed:
+        if checkpoints.saved_steps(workdir):
+            raise UserError(
+                f'--workdir={workdir} has checkpoints but no {CONFIG_FILE}, so that nothing says '
+                'what run they are of: bring it back, or choose another work directory.'
+            )
+        return []
+    changed = config.differences(as_dict(_completed(workdir, run)), as_dict(run))
+    others = [line for line in changed if not any(re.match(p, line) for p in RESUMABLE)]
+    if others:
         raise UserError(
-            f'--workdir={workdir} holds a run of another config ({"; ".join(changed)}); '
+            f'--workdir={workdir} holds a run of another config ({"; ".join(others)}); '
             'choose another work directory, or set these fields back to resume it.'
         )
+    return changed
 
 
 def _completed(workdir: str | Path, run: Any) -> Any:

@@ -19,9 +19,10 @@ import os, signal
 import jax, jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from mim_jax import distributed
+from mim_jax.stopping import Stop
 
 distributed.initialize(timeout_seconds=60)
-stop = distributed.StopSignal()
+stop = Stop()
 distributed.initialize()  # does nothing
 mesh = jax.make_mesh((jax.device_count(),), ('data',), axis_types=(AxisType.Auto,))
 mine = jnp.full((jax.local_device_count(),), 1.0 + jax.process_index())

@@ -221,6 +221,51 @@ def test_a_finished_run_has_its_files(run):
     assert snapshot(Path('work')) == before
 
 
+def test_a_finished_run_stays_what_it_was(run):
+    assert run()[0] == 0
+    before = snapshot(Path('work'))
+    assert run('--config.eval.knn.k=(3,)')[0] == 0
+    assert snapshot(Path('work')) == before
+
+
+def test_an_evaluation_that_fails_costs_nothing(run, monkeypatch):
+    from mim_jax.evaluators import KNN
+
+    calls = []
+
+    def fails_later(self, *arguments, **options):
+        calls.append(arguments)
+        if len(calls) > 1:
+            raise FloatingPointError('no neighbours')
+        yield 'top1', 0.5
+
+    monkeypatch.setattr(KNN, 'run', fails_later)
+    status, error = run('--config.train.total_steps=4', '--config.eval.every_steps=2')
+    assert status == 0 and len(calls) == 3
+    assert [path.name for path in sorted(Path('work/checkpoints').iterdir())] == ['2', '4']
+    steps = [line['step'] for line in read_metrics('work') if 'train/loss' in line]
+    assert steps == [1, 2, 3, 4] and list(Path('work/pictures').glob('*_000004.png'))
+
+
+def test_an_evaluation_that_cannot_work_is_told_at_the_start(run):
+    status, error = run('--config.eval.evaluators=("fewshot",)')
+    assert status == 2 and 'shots' in error
+    assert not list(Path('work').glob('checkpoints/*'))
+
+
+def test_a_broken_photo_among_the_pictures_costs_nothing(run):
+    for split in 'train', 'test':
+        photos(Path('photos') / split / 'a', count=8)
+        photos(Path('photos') / split / 'b', count=8)
+    for photo in list(Path('photos/test/a').iterdir())[:4]:
+        photo.write_bytes(photo.read_bytes()[:100])
+    status, error = run('--config.data.source.name=folder', '--config.data.source.path=photos')
+    assert status == 0, error
+    assert [path.name for path in Path('work/checkpoints').iterdir()] == ['2']
+    assert list(Path('work/pictures').glob('features_000002.png'))
+    assert sum('eval/knn/top1' in line for line in read_metrics('work')) == 2
+
+
 def test_dry_run_reads_no_data_and_writes_nothing(run, capfd):
     before = snapshot(Path('.'))
     status = main.main(

@@ -1,6 +1,7 @@
 """A run that is killed and started again equals one that never stopped, to the last bit."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 from mim_jax.logs import read_metrics
 
 ROOT = Path(__file__).parent.parent
-STEPS = 8
+STEPS = 300  # enough that a signal does not come too late on a busy machine
 
 CONFIG = f"""
 '''Small, with all that a resumed run could get wrong: EMA, drop path, jitter, crops.'''
@@ -27,7 +28,7 @@ def get_config():
         patch_size=(8, 8), width=32, depth=2, heads=2, mask_token=True, drop_path=0.2
     )
     config.train.update(total_steps={STEPS}, ema=dict(decay=0.9))
-    config.checkpoint.every_steps = 2
+    config.checkpoint.every_steps = 20
     config.log.update(every_steps=1, tensorboard=False, progress=False, num_pictures=2)
     return config
 """
@@ -97,7 +98,7 @@ def never_stopped(tmp_path_factory, cache):
 @pytest.mark.slow
 def test_killed_and_started_again(never_stopped, tmp_path, cache):
     run = Run(tmp_path / 'run', cache)
-    status, output = run.stop_after(5, signal.SIGKILL)
+    status, output = run.stop_after(25, signal.SIGKILL)
     assert status == -signal.SIGKILL, output
     before = run.losses()
     output = run.finish()
@@ -115,14 +116,44 @@ def test_killed_before_the_first_checkpoint_and_with_other_workers(never_stopped
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_exits_cleanly(never_stopped, tmp_path, cache):
+@pytest.mark.parametrize(
+    ('number', 'name'), [(signal.SIGTERM, 'SIGTERM'), (signal.SIGINT, 'Ctrl-C')]
+)
+def test_a_signal_saves_and_exits_cleanly(never_stopped, tmp_path, cache, number, name):
     run = Run(tmp_path / 'run', cache)
-    status, output = run.stop_after(3, signal.SIGTERM, '--config.checkpoint.every_steps=100')
+    status, output = run.stop_after(3, number, '--config.checkpoint.every_steps=1000')
     assert status == 0, output
-    assert 'SIGTERM: step' in output
+    assert re.search(rf'^{name}: step \d+ is saved; the same command', output, re.MULTILINE), output
     output = run.finish()
     assert 'resuming after step' in output
     assert run.losses() == never_stopped
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_does_not_keep_a_run_from_stopping(never_stopped, tmp_path, cache):
+    run = Run(tmp_path / 'run', cache)
+    # Batches enough are made ahead that the workers hang in the middle of the run.
+    process = run.start('--config.data.workers=1', '--config.train.total_steps=100000')
+    workers = None
+    for line in process.stdout:
+        if line.startswith('step 3/') and 'loss' in line:
+            # Spawned by multiprocessing, and watching for their parent's end.
+            found = subprocess.run(
+                ['pgrep', '-P', str(process.pid), '-f', 'spawn_main'],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            workers = [int(pid) for pid in found.stdout.split()]
+            for pid in workers:
+                os.kill(pid, signal.SIGSTOP)
+            process.send_signal(signal.SIGTERM)
+            break
+    assert workers
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert 'SIGTERM: step' in output
+    assert not any(Path(f'/proc/{pid}').exists() for pid in workers)
 
 
 TOKENIZER = """
@@ -149,7 +180,8 @@ def get_config():
 
 @pytest.mark.slow
 def test_state_of_a_method_is_resumed_too(tmp_path, monkeypatch):
-    from mim_jax import main, trainer
+    from mim_jax import main
+    from mim_jax.stopping import Stop
 
     monkeypatch.setenv('MIM_JAX_NUM_PROCESSES', '1')
     (tmp_path / 'tokenizer.py').write_text(TOKENIZER)
@@ -160,12 +192,12 @@ def test_state_of_a_method_is_resumed_too(tmp_path, monkeypatch):
         lines = read_metrics(tmp_path / name)
         return {line['step']: line['train/loss'] for line in lines if 'train/loss' in line}
 
-    class StopAtTwo:
+    class StopAtTwo(Stop):
         def received(self, step):
-            return step == 2
+            return 'SIGTERM' if step == 2 else None
 
     whole = losses('whole')
     with monkeypatch.context() as stopping:
-        stopping.setattr(trainer, 'StopSignal', StopAtTwo)
+        stopping.setattr(main, 'Stop', StopAtTwo)
         assert losses('parts') == {step: whole[step] for step in (1, 2)}
     assert losses('parts') == whole

@@ -1,10 +1,12 @@
 """What is no work directory is told in one sentence, and left as it is."""
 
 import json
+import os
 
 import pytest
 
 from mim_jax import runs, work_directory
+from mim_jax.checkpoints import CheckpointConfig
 from mim_jax.errors import UserError
 from mim_jax.experiment import Experiment, TrainConfig
 from mim_jax.warm_start import InitConfig
@@ -72,3 +74,35 @@ def test_weights_may_have_moved_but_not_come_later(tmp_path):
     work_directory.claim(tmp_path / 'fresh', Experiment())
     with pytest.raises(UserError, match='init.weights: None -> here'):
         work_directory.check(tmp_path / 'fresh', started)
+
+
+def test_what_a_run_goes_on_with_is_recorded(tmp_path):
+    work_directory.claim(tmp_path, Experiment())
+    assert not (tmp_path / work_directory.CHANGES_FILE).exists()
+    (tmp_path / 'checkpoints' / '7').mkdir(parents=True)
+    later = Experiment(checkpoint=CheckpointConfig(keep=5))
+    work_directory.claim(tmp_path, later)
+    work_directory.claim(tmp_path, later)
+    (line,) = (tmp_path / work_directory.CHANGES_FILE).read_text().splitlines()
+    assert json.loads(line) == {'after_step': 7, 'changed': ['checkpoint.keep: 2 -> 5']}
+    assert runs.read_config(tmp_path) == later
+
+
+def test_checkpoints_without_a_config_are_of_no_run(tmp_path):
+    (tmp_path / 'checkpoints' / '7').mkdir(parents=True)
+    with pytest.raises(UserError, match='has checkpoints but no config.json'):
+        work_directory.claim(tmp_path, Experiment())
+
+
+def test_a_work_directory_is_for_one_run_at_a_time(tmp_path):
+    workdir = tmp_path / 'run'
+    with work_directory.locked(workdir):
+        with (
+            pytest.raises(UserError, match=rf'run is in use by process {os.getpid()} on .*: stop'),
+            work_directory.locked(workdir),
+        ):
+            pass
+        with work_directory.locked(tmp_path / 'other'):
+            pass
+    with work_directory.locked(workdir):
+        pass

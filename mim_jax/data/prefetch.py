@@ -1,13 +1,19 @@
 """Feeding: the next batches are on the device before the step asks for them."""
 
+import multiprocessing
 import queue
 import threading
 import time
 
+# Seconds: between two questions of `next` whether to go on waiting; and that `close` gives a thread
+# that may be stuck in a read.
+PATIENCE = 0.2
+LAST_PATIENCE = 5.0
 
-def device_prefetch(batches, put, *, size: int = 2):
+
+def device_prefetch(batches, put, *, size: int = 2, check=None):
     """Starts feeding; see `DevicePrefetch`."""
-    return DevicePrefetch(batches, put, size=size)
+    return DevicePrefetch(batches, put, size=size, check=check)
 
 
 class DevicePrefetch:
@@ -17,6 +23,8 @@ class DevicePrefetch:
       batches: iterator with `get_state()`, as `TrainBatches`.
       put: host batch -> device batch; called in the thread, so transfers overlap with the step.
       size: batches kept ready, at least 1.
+      check: called again and again while `next` waits; what it raises ends the wait, not the
+        feeding.
 
     Attributes:
       state: `batches.get_state()` as it was after the batch handed out last (before the first:
@@ -27,13 +35,14 @@ class DevicePrefetch:
     An exception of `batches` or `put` is raised by the `next` that reaches it.
     """
 
-    def __init__(self, batches, put, *, size: int = 2):
+    def __init__(self, batches, put, *, size: int = 2, check=None):
         if size < 1:
             raise ValueError(f'size is {size}, must be at least 1')
         self.state = batches.get_state()
         self.wait_seconds = 0.0
         self._batches = batches
         self._put = put
+        self._check = check or (lambda: None)
         # The thread holds one finished batch while the queue is full.
         self._queue = queue.Queue(maxsize=max(1, size - 1))
         self._stop = threading.Event()
@@ -48,7 +57,7 @@ class DevicePrefetch:
         if self._ended is not None:
             raise self._ended
         start = time.perf_counter()
-        batch, state, error = self._queue.get()
+        batch, state, error = self._wait()
         self.wait_seconds += time.perf_counter() - start
         if error is not None:
             self._ended = error
@@ -57,12 +66,26 @@ class DevicePrefetch:
         return batch
 
     def close(self):
-        """Ends the thread, and the workers of `batches` if it has `close`."""
+        """Ends the thread, and the workers of `batches` if it has `close`.
+
+        A thread that is stuck in a read, or waits for a worker that hangs, is left behind, where it
+        does not keep the process alive; the workers are killed.
+        """
         self._stop.set()
-        self._thread.join()
+        self._thread.join(LAST_PATIENCE)
         self._ended = self._ended or StopIteration()
-        if hasattr(self._batches, 'close'):
+        if self._thread.is_alive():
+            for worker in multiprocessing.active_children():
+                worker.kill()  # one that hangs would not end by itself, and be waited for at exit
+        elif hasattr(self._batches, 'close'):
             self._batches.close()
+
+    def _wait(self):
+        while True:
+            try:
+                return self._queue.get(timeout=PATIENCE)
+            except queue.Empty:
+                self._check()
 
     def __enter__(self):
         return self

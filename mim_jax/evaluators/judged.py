@@ -25,6 +25,7 @@ class Judged:
     batch_size: of `batches`, over all processes.
     num_classes: of the training split; None without labels.
     compiled: where `jit` keeps its functions.
+    check: called before every batch; what it raises ends the evaluation.
     """
 
     objective: Any
@@ -36,22 +37,24 @@ class Judged:
     batch_size: int
     num_classes: int | None
     compiled: dict[str, Callable]
+    check: Callable[[], None] = lambda: None
 
     def batches(self, views: data_room.Views | None = None) -> Iterator[dict[str, np.ndarray]]:
         """This process's batches of `views` (default: `self.views`): every image once over all
         processes, with `index` int32 and `valid` bool [b], which is False for padding and images
         that cannot be read. Equally many on every process.
         """
-        return iter(
-            data_room.eval_batches(
-                self.source,
-                self.data,
-                views=self.views if views is None else views,
-                batch_size=self.batch_size,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
-            )
+        batches = data_room.eval_batches(
+            self.source,
+            self.data,
+            views=self.views if views is None else views,
+            batch_size=self.batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
         )
+        for batch in batches:
+            self.check()
+            yield batch
 
     def put(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         """A process's share of a batch as global arrays, split over the mesh by their rows."""
