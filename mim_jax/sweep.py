@@ -31,7 +31,7 @@ from mim_jax.logs import METRICS_FILE, read_metrics
 @dataclasses.dataclass(frozen=True)
 class Run:
     """One run of a sweep: a row of the table, a seed, what it changes in the base, the experiment
-    that this makes and its length in steps.
+    that this makes, its length in steps and the fingerprints of the weights that it reads.
     """
 
     row: str
@@ -40,6 +40,7 @@ class Run:
     assignments: tuple[tuple[str, str], ...]
     experiment: Any
     total_steps: int | None
+    fingerprints: dict[str, str]
     workdir: Path
 
     @property
@@ -135,6 +136,7 @@ def plan(options: argparse.Namespace, assignments: tuple[tuple[str, str], ...]) 
             assignments=fields[row],
             experiment=dataclasses.replace(built[row][0], seed=seed),
             total_steps=built[row][1],
+            fingerprints=built[row][2],
             workdir=Path(options.out, folder, f'seed{seed}'),
         )
         for seed in range(options.seeds)
@@ -144,20 +146,29 @@ def plan(options: argparse.Namespace, assignments: tuple[tuple[str, str], ...]) 
 
 def _built(
     base: str, assignments: tuple[tuple[str, str], ...], *, read: bool
-) -> tuple[Any, int | None]:
-    """The run of a config, and its length. The objective is bound, and where `read` is set its data
-    and weights are looked at, as the run would do it first; otherwise the length is None.
+) -> tuple[Any, int | None, dict[str, str]]:
+    """The run of a config, its length, and the fingerprints of its weights. The objective is bound,
+    and where `read` is set its data and weights are looked at, as the run would do it first;
+    otherwise there are neither length nor fingerprints.
     """
-    from mim_jax import assembly, data, experiment
+    import jax
+
+    from mim_jax import assembly, data, experiment, fingerprints, warm_start
 
     config = configs.override(configs.load(base), experiment.Experiment, list(assignments))
     run = experiment.from_config(config)
     objective = assembly.make_objective(run, fields=run.data.source.assumed_fields())
     if not read:
-        return run, None
+        return run, None, {}
     source = data.make_source(run.data, split=run.data.split)
-    objective.pretrained()
-    return run, assembly.make_clock(run, len(source)).total_steps
+    objective = assembly.make_objective(run, fields=source.fields)
+    found = {name: fingerprints.of(values) for name, values in objective.pretrained().items()}
+    images = assembly.batch_struct(run, objective)['images']
+    params = jax.eval_shape(objective.init, jax.random.key(0), images)['params']
+    start = warm_start.load(run.init, model=run.model, params=params, inputs=objective.inputs)
+    if start:
+        found['init'] = fingerprints.of(start.params)
+    return run, assembly.make_clock(run, len(source)).total_steps, found
 
 
 def read_table(path: str) -> tuple[str, dict[str, dict[str, str]]]:
@@ -196,13 +207,15 @@ def execute(run: Run, metric: str) -> None:
 def result(run: Run, metric: str) -> float | None:
     """The metric at the run's last step; None where the run has not come there.
 
-    Raises UserError where the work directory holds a run of another config.
+    Raises UserError where the work directory holds a run of another config or of other weights:
+    paths of weights may differ, for files move, but the run must have read the same numbers.
     """
-    from mim_jax import work_directory
+    from mim_jax import fingerprints, work_directory
 
     if not (run.workdir / work_directory.CONFIG_FILE).exists():
         return None
     work_directory.check(run.workdir, run.experiment)
+    fingerprints.check(run.workdir, run.fingerprints)
     values = read_metrics(run.workdir)
     found = [v[metric] for v in values if v['step'] == run.total_steps and metric in v]
     return found[-1] if found else None
