@@ -67,6 +67,12 @@ class Encoded:
     queries_keys: dict[int, tuple[jax.Array, jax.Array]] = dataclasses.field(default_factory=dict)
     hook_state: Any = None
 
+    def stacked(self, blocks: tuple[int, ...]) -> jax.Array:
+        """Class token and patch tokens after these blocks, [B,1+N,L,D]; `layers` holds them."""
+        after = [self.layers[block] for block in blocks]
+        tokens = [jnp.concatenate([x.class_token[:, None], x.tokens], axis=1) for x in after]
+        return jnp.stack(tokens, axis=2)
+
 
 @dataclasses.dataclass(frozen=True)
 class ViT:
