@@ -10,18 +10,21 @@ from mim_jax.evaluators.base import Evaluator, Judge, Test
 from mim_jax.evaluators.features import (
     POOLINGS,
     Features,
+    Part,
     Pool,
     collect,
     gather,
     pool_tokens,
     pooled,
+    recipe,
+    recipes,
 )
 from mim_jax.evaluators.fewshot import FewShot
 from mim_jax.evaluators.health import Health
 from mim_jax.evaluators.judged import Judged
 from mim_jax.evaluators.knn import KNN
 from mim_jax.evaluators.linear import Linear
-from mim_jax.evaluators.subset import EvenlySpaced
+from mim_jax.evaluators.subset import EvenlySpaced, Repeated
 
 __all__ = [
     'EVALUATORS',
@@ -36,12 +39,16 @@ __all__ = [
     'Judge',
     'Judged',
     'Linear',
+    'Part',
     'Pool',
+    'Repeated',
     'Test',
     'collect',
     'gather',
     'pool_tokens',
     'pooled',
+    'recipe',
+    'recipes',
 ]
 
 EVALUATORS: dict[str, type[Evaluator] | type[Judge]] = {

@@ -15,7 +15,7 @@ import numpy as np
 
 from mim_jax.errors import UserError
 from mim_jax.evaluators.base import Test
-from mim_jax.evaluators.features import Features, Pool, check_fields, gather, unit
+from mim_jax.evaluators.features import Features, Pool, check_fields, check_finite, gather, unit
 
 EPSILON = 1e-7  # RankMe's
 TEMPERATURE = 2.0  # the paper's t of the uniformity
@@ -42,11 +42,13 @@ class Health:
         self, train: Features, test: None = None, *, num_classes: int | None = None
     ) -> Iterator[tuple[str, float]]:
         """Yields ('rankme', 1 to the smaller of images and width) and ('uniformity', -8 to 0, lower
-        being more uniform). Raises UserError for fewer than two images.
+        being more uniform). Raises UserError for fewer than two images, and features that are not
+        finite.
         """
         count = int(gather(np.array([len(train.rows)])).sum())
         if count < 2:
             raise UserError(f'The health evaluator needs two images or more, not {count}.')
+        check_finite(train, evaluator='health', split='training')
         yield 'rankme', rankme(singular_values(train.rows))
         yield 'uniformity', uniformity(unit(train.rows))
 
