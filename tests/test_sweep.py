@@ -157,7 +157,7 @@ def test_results_from_other_weights_are_not_taken_for_these_ones(table, tmp_path
         f'--config.init.weights={tmp_path / name}.safetensors'
         for name in ('one', 'other', 'moved', 'missing')
     )
-    for run in planned(*arguments, one):
+    for run in plan(*arguments, one):
         write_metrics(run, {'step': 2, 'm': 0.5})
         fingerprints.record(run.workdir, run.fingerprints)
     assert sweep.main([*arguments, one]) == 0
