@@ -69,9 +69,9 @@ def make_train_step(
     at_once = data.batch_size // train.accumulation
     if at_once % objective.batch_parts:
         raise UserError(
-            f'config.objective.morphing.num_shares = {objective.batch_parts}, but the {at_once} '
-            'images that are computed at once (data.batch_size / train.accumulation) do not divide '
-            'into so many equal parts.'
+            f'config.data.batch_size / config.train.accumulation = {at_once} images are computed '
+            f'at once, which do not divide into {objective.batch_parts} equal parts, as '
+            'config.objective needs them (morphing.num_shares; 2 where images are mixed in pairs).'
         )
     schedule = make_schedule(experiment.optimizer, clock)
     images = batch_struct(experiment, objective)['images']

@@ -43,13 +43,13 @@ def table(tmp_path):
     return path
 
 
-def planned(*arguments):
+def plan(*arguments):
     return sweep.plan(*sweep.parse([str(argument) for argument in arguments]))
 
 
 def test_every_row_with_every_seed_and_the_fields_of_the_command_line_last(table):
-    runs = planned(f'--table={table}', '--seeds=2', '--out=o', '--config.model.depth=2')
-    assert [(run.row, run.seed) for run in runs] == [
+    runs = plan(f'--table={table}', '--seeds=2', '--out=o', '--config.model.depth=2')
+    assert [(run.name, run.seed) for run in runs] == [
         ('a quarter', 0),
         ('half', 0),
         ('a quarter', 1),
@@ -98,7 +98,7 @@ def write_metrics(run, *lines):
 
 
 def test_the_table_has_mean_and_sample_deviation_of_what_is_finished(table, tmp_path):
-    runs = planned(f'--table={table}', '--seeds=3', f'--out={tmp_path / "out"}')
+    runs = plan(f'--table={table}', '--seeds=3', f'--out={tmp_path / "out"}')
     values = {0: 0.25, 2: 0.5, 4: 0.375}  # places of 'a quarter'
     for place, value in values.items():
         write_metrics(
@@ -133,7 +133,7 @@ def test_a_sweep_runs_and_a_second_start_has_nothing_to_do(table, capfd, monkeyp
 
 def test_results_of_another_config_are_not_taken_for_this_ones(table, tmp_path, capsys):
     arguments = [f'--table={table}', '--seeds=1', f'--out={tmp_path / "out"}', '--metric=m']
-    for run in planned(*arguments):
+    for run in plan(*arguments):
         write_metrics(run, {'step': 2, 'm': 0.5})
     assert sweep.main(arguments) == 0
     capsys.readouterr()

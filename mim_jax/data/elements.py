@@ -12,6 +12,7 @@ from mim_jax.data.config import DataConfig
 from mim_jax.data.decode import CorruptImage
 from mim_jax.data.specification import batch_spec
 from mim_jax.data.view import View
+from mim_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,22 +30,43 @@ class Elements:
     def spec(self):
         return batch_spec(self.config, self.views, self.source.fields, batch_size=1)
 
+    @functools.cached_property
+    def _mean(self):
+        """The colour of what lies beyond an image: 0 when normalised, to half a level."""
+        return np.round(255 * np.array(self.config.mean)).astype(np.uint8)
+
     def read(self, index, rngs):
         """The element of one item; `rngs` has a generator for every view, by its name."""
         source = self.source[index]
-        item = picture.Item(source, channels=self.config.channels)
+        item = picture.Item(
+            source,
+            channels=self.config.channels,
+            fields=self.source.fields,
+            place=self.source.describe(index),
+        )
         element = {}
         for name, view in self.views.items():
             if view.like is None:
-                shown = picture.show(item, view, rngs[name])
+                shown = picture.show(item, view, rngs[name], fill=self._mean)
                 element[name] = shown.image
                 element |= {f'{name}_{key}': value for key, value in shown.maps.items()}
                 if view.boxes:
                     element[f'{name}_boxes'] = shown.box
         for field in self.source.fields:
             if field.kind == 'value':
-                element[field.plural] = source[field.name]
+                element[field.plural] = self._known(field, source[field.name], index)
         return {key: self._checked(key, value, index) for key, value in element.items()}
+
+    def _known(self, field, value, index):
+        """The value of a field, which for a class is one of those there are."""
+        count = field.num_classes
+        if count is not None and not (np.min(value) >= 0 and np.max(value) < count):
+            raise UserError(
+                f'{self.source.describe(index)} has the {field.name} {value}, which is none of the '
+                f'{count} classes 0 to {count - 1}: leave its split out (config.data.split, '
+                f'eval_split), or correct the data.'
+            )
+        return value
 
     def blank(self):
         """Zeros, for an item that cannot be read."""

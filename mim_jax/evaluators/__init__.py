@@ -26,6 +26,7 @@ from mim_jax.evaluators.health import Health
 from mim_jax.evaluators.judged import Judged
 from mim_jax.evaluators.knn import KNN
 from mim_jax.evaluators.linear import Linear
+from mim_jax.evaluators.segmentation import Segmentation
 from mim_jax.evaluators.subset import EvenlySpaced, Repeated
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     'Part',
     'Pool',
     'Repeated',
+    'Segmentation',
     'Test',
     'collect',
     'gather',
@@ -63,4 +65,5 @@ EVALUATORS: dict[str, type[Evaluator] | type[Judge]] = {
     'health': Health,
     'augmented': Augmented,
     'accuracy': Accuracy,
+    'segmentation': Segmentation,
 }

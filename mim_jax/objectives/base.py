@@ -172,7 +172,8 @@ class Objective:
 
     def layers(self, params: Any) -> Any:
         """Tree over `params` of layer ids for layer-wise decay: 0 the embedding, 1 to depth the
-        encoder's blocks (an array for stacked ones), depth + 1 everything after them.
+        encoder's blocks (an array for stacked ones), depth + 1 everything after them, and (as in
+        BEiT's code) the relative position table that all of them share.
         """
         depth = self.encoder.depth
 
@@ -180,7 +181,7 @@ class Objective:
             name = path_name(path)
             if name.startswith('encoder/blocks/'):
                 return np.arange(1, depth + 1)
-            if re.match(r'encoder/(?!final_norm)', name):
+            if re.match(r'encoder/(?!final_norm|relative_position)', name):
                 return 0
             return depth + 1
 
