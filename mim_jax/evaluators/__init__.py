@@ -6,6 +6,8 @@ is an evaluator that is given the objective instead, and asks it for what it pre
 """
 
 from mim_jax.evaluators.accuracy import Accuracy
+from mim_jax.evaluators.attentive import Attentive
+from mim_jax.evaluators.augmented import Augmented
 from mim_jax.evaluators.base import Evaluator, Judge, Test
 from mim_jax.evaluators.features import (
     POOLINGS,
@@ -32,6 +34,8 @@ __all__ = [
     'KNN',
     'POOLINGS',
     'Accuracy',
+    'Attentive',
+    'Augmented',
     'Evaluator',
     'EvenlySpaced',
     'Features',
@@ -57,7 +61,9 @@ EVALUATORS: dict[str, type[Evaluator] | type[Judge]] = {
     'knn': KNN,
     'fewshot': FewShot,
     'linear': Linear,
+    'attentive': Attentive,
     'health': Health,
+    'augmented': Augmented,
     'accuracy': Accuracy,
     'segmentation': Segmentation,
 }
