@@ -6,16 +6,20 @@ its own file again),
 `optimizer`, and `progress` (step and data iterator state, JSON).
 """
 
+import concurrent.futures
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 
+from mim_jax import integrity
 from mim_jax.clock import Clock
 from mim_jax.errors import UserError
 from mim_jax.train_step import TrainState
@@ -53,10 +57,55 @@ class CheckpointConfig:
             )
 
 
-class Checkpoints:
-    """The checkpoints of one work directory."""
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a work directory has: its newest intact checkpoint (None: there is none), and what is
+    wrong with newer ones, by step.
+    """
 
-    def __init__(self, workdir: str | Path, config: CheckpointConfig, clock: Clock | None = None):
+    step: int | None
+    damaged: dict[int, str]
+
+
+def find(workdir: str | Path) -> Found:
+    """Looks at the checkpoints of a work directory from the newest on, down to an intact one.
+
+    Raises UserError where there are some and none is intact.
+    """
+    damaged = {}
+    for step in reversed(saved_steps(workdir)):
+        wrong = integrity.damage(directory(workdir) / str(step))
+        if wrong is None:
+            return Found(step, damaged)
+        damaged[step] = wrong
+    if damaged:
+        reasons = '; '.join(f'step {step}: {wrong}' for step, wrong in damaged.items())
+        raise UserError(
+            f'{workdir}: all of its checkpoints are damaged ({reasons}); bring one back, or remove '
+            f'them to begin anew.'
+        )
+    return Found(None, {})
+
+
+class Checkpoints:
+    """The checkpoints of one work directory.
+
+    Each is sealed with checksums once it is whole: in the background when the next one is saved,
+    and at the end. damaged: the steps of checkpoints that are set aside, as STEP.damaged.
+    """
+
+    def __init__(
+        self,
+        workdir: str | Path,
+        config: CheckpointConfig,
+        clock: Clock | None = None,
+        *,
+        damaged: Iterable[int] = (),
+    ):
+        if damaged:
+            _set_aside(workdir, damaged)
+        self._sealing = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+        self._unsealed = None
         self._workdir = Path(workdir)
         milestone = clock and clock.steps(config, 'milestone', path='checkpoint')
         self._manager = ocp.CheckpointManager(
@@ -92,6 +141,8 @@ class Checkpoints:
                     progress=ocp.args.JsonSave({'step': step, 'data': data_state}),
                 ),
             )
+        # Orbax has waited for the save before this one: that one is whole.
+        self._seal(step)
 
     def restore(self, abstract: TrainState, *, step: int | None = None) -> tuple[TrainState, Any]:
         """The newest state (or that of `step`) and the data iterator's state.
@@ -100,14 +151,15 @@ class Checkpoints:
             abstract: jax.ShapeDtypeStruct leaves with shardings, frozen collections left out.
         """
         step = self._manager.latest_step() if step is None else step
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                variables=ocp.args.StandardRestore(saved_variables(abstract.variables)),
-                optimizer=ocp.args.StandardRestore(abstract.opt_state),
-                progress=ocp.args.JsonRestore(),
-            ),
-        )
+        with _readable(self._workdir, step):
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    variables=ocp.args.StandardRestore(saved_variables(abstract.variables)),
+                    optimizer=ocp.args.StandardRestore(abstract.opt_state),
+                    progress=ocp.args.JsonRestore(),
+                ),
+            )
         counter = jax.make_array_from_callback(
             (), abstract.step.sharding, lambda _: np.asarray(step, abstract.step.dtype)
         )
@@ -122,6 +174,14 @@ class Checkpoints:
     def close(self) -> None:
         with self._told():
             self._manager.close()
+            self._seal(None)
+            self._sealing.shutdown()
+
+    def _seal(self, next_step: int | None) -> None:
+        """Seals the checkpoint before that of `next_step`, which is being written."""
+        step, self._unsealed = self._unsealed, next_step
+        if step is not None and jax.process_index() == 0:
+            self._sealing.submit(integrity.seal, directory(self._workdir) / str(step))
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
@@ -159,13 +219,24 @@ def restore_variables(
     if not steps or (step is not None and step not in steps):
         what = 'no checkpoint' if not steps else f'no checkpoint of step {step}, only of {steps}'
         raise UserError(f'{workdir}: there is {what}; train the run first with mim_jax.main.')
-    step = steps[-1] if step is None else step
+    if step is None:
+        found = find(workdir)
+        for other, wrong in found.damaged.items():
+            logging.warning('%s: the checkpoint of step %d is damaged: %s', workdir, other, wrong)
+        step = found.step
+    else:
+        wrong = integrity.damage(directory(workdir) / str(step))
+        if wrong:
+            raise UserError(f'{workdir}: the checkpoint of step {step} is damaged: {wrong}.')
     manager = ocp.CheckpointManager(directory(workdir), item_handlers=_handlers())
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    saved = manager.item_metadata(step)['variables']
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), saved)
-    args = ocp.args.Composite(variables=ocp.args.StandardRestore(abstract))
-    variables = manager.restore(step, args=args)['variables']
+    with _readable(workdir, step):
+        saved = manager.item_metadata(step)['variables']
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), saved
+        )
+        args = ocp.args.Composite(variables=ocp.args.StandardRestore(abstract))
+        variables = manager.restore(step, args=args)['variables']
     manager.close()
     return jax.device_get(variables), step
 
@@ -174,6 +245,36 @@ def saved_steps(workdir: str | Path) -> list[int]:
     """The steps of a run's whole checkpoints, in order; nothing is written."""
     found = directory(workdir)
     return sorted(ocp.utils.checkpoint_steps(found)) if found.is_dir() else []
+
+
+@contextlib.contextmanager
+def _readable(workdir: str | Path, step: int) -> Iterator[None]:
+    """One sentence for a checkpoint without checksums whose damage shows only now."""
+    try:
+        yield
+    except Exception as error:  # Orbax and TensorStore raise a dozen kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f'{workdir}: the checkpoint of step {step} cannot be read ({reason[:200]}); rename its '
+            'folder, and the one before it is used.'
+        ) from error
+
+
+def _set_aside(workdir: str | Path, steps: Iterable[int]) -> None:
+    """Process 0 renames checkpoints, before any process looks for the newest."""
+    if jax.process_index() == 0:
+        for step in steps:
+            folder = directory(workdir) / str(step)
+            aside = folder.with_name(f'{step}.damaged')
+            for number in itertools.count(2):
+                if not aside.exists():
+                    break
+                aside = folder.with_name(f'{step}.damaged{number}')
+            folder.rename(aside)
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices('damaged checkpoints are set aside')
 
 
 def _handlers() -> dict[str, Any]:

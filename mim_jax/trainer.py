@@ -11,8 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mim_jax import data, fingerprints, sharding, work_directory
-from mim_jax.checkpoints import Checkpoints, saved_steps
+from mim_jax import checkpoints, data, fingerprints, sharding, work_directory
 from mim_jax.errors import UserError
 from mim_jax.evaluation import Evaluation
 from mim_jax.experiment import Experiment
@@ -37,13 +36,14 @@ class Trainer:
         self.run = run
         self.workdir = Path(workdir)
         work_directory.check(workdir, run)
+        self.found = checkpoints.find(workdir)
         self.source = data.make_source(run.data, split=run.data.split)
         self.program = Program.make(run, epoch_examples=len(self.source), fields=self.source.fields)
         self.evaluation = Evaluation(self.program, self.source)
         read = self.program.objective.pretrained()
         self.fingerprints = {name: fingerprints.of(values) for name, values in read.items()}
         self.start = None
-        if saved_steps(workdir):  # a run that resumes no longer needs what it began with
+        if self.found.step is not None:  # a run that resumes no longer needs what it began with
             fingerprints.check(workdir, self.fingerprints)
         else:
             self.start = self.program.start()
@@ -62,7 +62,7 @@ class Trainer:
     @property
     def finished(self) -> bool:
         """Whether the work directory holds the last checkpoint of this run."""
-        return self.total in saved_steps(self.workdir)
+        return self.found.step == self.total
 
     def train(self, stop: Stop | None = None) -> None:
         """Trains to the end, or to SIGTERM or Ctrl-C, from wherever the work directory has come to.
@@ -72,7 +72,12 @@ class Trainer:
         Raises UserError when the loss is no longer finite, or nothing can be saved.
         """
         stop = stop or Stop()
-        self.checkpoints = Checkpoints(self.workdir, self.run.checkpoint, self.program.clock)
+        self.checkpoints = checkpoints.Checkpoints(
+            self.workdir,
+            self.run.checkpoint,
+            self.program.clock,
+            damaged=self.found.damaged,
+        )
         done = first = self.checkpoints.latest_step or 0
         self.logger = Logger(
             self.workdir,
@@ -81,6 +86,11 @@ class Trainer:
             is_main=jax.process_index() == 0,
             resume_step=self.checkpoints.latest_step,
         )
+        for step, wrong in self.found.damaged.items():
+            self.logger.message(
+                f'{self.workdir}: the checkpoint of step {step} is damaged ({wrong}); it is kept '
+                f'as checkpoints/{step}.damaged, and an older one is used.'
+            )
         if first >= self.total:
             self.logger.message(f'{self.workdir}: all {self.total} steps are done already.')
             return
