@@ -131,7 +131,7 @@ def embedded():
     config.optimizer.update(
         learning_rate=1e-3, warmup_percent=10.0, beta2=0.98, layer_decay=0.8, clip_norm=3.0
     )
-    config.train.total_steps = 300
+    config.train.total_steps = 240
     config.checkpoint.every_percent = 50.0
     config.eval.every_percent = 50.0
     config.eval.accuracy.max_test = 2048
