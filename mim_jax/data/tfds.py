@@ -5,10 +5,14 @@ decode-and-crop; TFDS's readers would decode the whole image first.
 """
 
 import dataclasses
+import re
+from pathlib import Path
 
 import numpy as np
 
+from mim_jax.data.decode import CorruptImage
 from mim_jax.data.fields import Field, image_fields
+from mim_jax.data.shards import check_shards
 from mim_jax.errors import UserError
 
 
@@ -18,10 +22,22 @@ class Tfds:
 
     dataset: its name, as 'imagenet2012' or 'cifar10:3.0.2'.
     path: where datasets are prepared; None: TFDS's default (~/tensorflow_datasets).
+    map: name of the feature that holds a map of classes, where it is declared as a mere image
+      (scene_parse150: annotation); it becomes the field `map`.
+    map_classes, reduce_zero_label: of that map, as of a folder's (`mim_jax.data.folder.Folder`).
     """
 
     dataset: str | None = None
     path: str | None = None
+    map: str | None = None
+    map_classes: int | None = None
+    reduce_zero_label: bool = False
+
+    def __post_init__(self):
+        if self.map is None and (self.map_classes is not None or self.reduce_zero_label):
+            raise ValueError('map_classes and reduce_zero_label need map, of which they are.')
+        if self.reduce_zero_label and not self.map_classes:
+            raise ValueError('reduce_zero_label needs map_classes, the number of those left.')
 
     def open(self, data, *, split):
         """The records of a split; see `TfdsImages`."""
@@ -29,16 +45,27 @@ class Tfds:
             raise UserError(
                 'config.data.source.dataset is not set: name a dataset, as imagenet2012'
             )
-        return TfdsImages(self.dataset, data_dir=self.path, split=split)
+        maps = self.map_fields()
+        return TfdsImages(self.dataset, data_dir=self.path, split=split, maps=maps)
 
     def assumed_fields(self):
         """Those of the dataset, where it is prepared here; else image and label, as ImageNet's."""
+        maps = self.map_fields()
+        assumed = (*image_fields(1000), *maps.values())
         if not self.dataset:
-            return image_fields(1000)
+            return assumed
         try:
-            return tuple(_fields(_builder(self.dataset, self.path).info).values())
+            return tuple(_fields(_builder(self.dataset, self.path).info, maps).values())
         except UserError:
-            return image_fields(1000)
+            return assumed
+
+    def map_fields(self):
+        """Name of the feature that is a map -> its field."""
+        if self.map is None:
+            return {}
+        reduced = self.reduce_zero_label
+        field = Field('map', 'map', num_classes=self.map_classes, reduce_zero_label=reduced)
+        return {self.map: field}
 
 
 class TfdsImages:
@@ -54,22 +81,17 @@ class TfdsImages:
       name: the dataset, as 'imagenet2012' or 'cifar10:3.0.2'.
       data_dir: where datasets are prepared; None: TFDS's default (~/tensorflow_datasets).
       split: the split, TFDS's slices included, as 'train[:1%]'.
+      maps: name of a feature -> the field of kind map that it becomes, whatever is declared.
 
     Raises:
-      UserError: not prepared there, not as ArrayRecord, or without that split or an image.
+      UserError: not prepared there, not as ArrayRecord, without that split, an image or a feature
+        that `maps` names, or one of the split's files is missing or damaged at its end.
     """
 
-    def __init__(self, name, *, data_dir=None, split):
+    def __init__(self, name, *, data_dir=None, split, maps=None):
         builder = _builder(name, data_dir)
-        try:
-            source = builder.as_data_source(split=split)
-        except (KeyError, ValueError) as error:
-            raise UserError(
-                f'config.data.split or config.data.eval_split: {name} has no split {split!r}, but '
-                f'{", ".join(sorted(builder.info.splits))}'
-            ) from error
-        self._records = source.data_source
-        self._keys = _fields(builder.info)
+        shards = _shards(builder, name, split)
+        self._keys = _fields(builder.info, maps or {})
         if not any(field.name == 'image' for field in self._keys.values()):
             raise UserError(
                 f'config.data.source.dataset: {name} has no image, but '
@@ -77,6 +99,9 @@ class TfdsImages:
             )
         self.fields = tuple(self._keys.values())
         self._name = f'{name} {split}'
+        mend = f'copy it anew, or prepare the dataset again by `{_command(name, data_dir)}`'
+        check_shards(shards, mend=mend)
+        self._records = builder.as_data_source(split=split).data_source
 
     def __len__(self):
         return len(self._records)
@@ -84,7 +109,11 @@ class TfdsImages:
     def __getitem__(self, index):
         from tensorflow_datasets.proto import tf_example_pb2
 
-        features = tf_example_pb2.Example.FromString(self._records[index]).features.feature
+        try:
+            record = self._records[index]
+        except RuntimeError as error:  # a part of the file is damaged, or the file is gone
+            raise CorruptImage(str(error)) from error
+        features = tf_example_pb2.Example.FromString(record).features.feature
         item = {}
         for key, field in self._keys.items():
             if field.kind == 'value':
@@ -104,19 +133,19 @@ def _builder(name, data_dir):
     import tensorflow_datasets as tfds
 
     where, field = data_dir or '~/tensorflow_datasets', 'config.data.source.dataset'
-    command = f'tfds build {name} --file_format=array_record'
-    if data_dir:
-        command += f' --data_dir={data_dir}'
+    command = _command(name, data_dir)
     try:
         builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
         prepared = bool(builder.info.splits)
     except (tfds.core.DatasetNotFoundError, ImportError, AssertionError) as error:
+        _refuse_inner_folder(name, data_dir)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f'{field}: {name} is not prepared in {where} and unknown to TensorFlow Datasets '
             f'({reason}): prepare it on a machine with TensorFlow by `{command}`'
         ) from error
     if not prepared:
+        _refuse_inner_folder(name, data_dir)
         raise UserError(
             f'{field}: {name} is not prepared in {where}: prepare it on a machine with TensorFlow '
             f'by `{command}`'
@@ -130,11 +159,57 @@ def _builder(name, data_dir):
     return builder
 
 
-def _fields(info):
+def _command(name, data_dir):
+    """What prepares a dataset."""
+    where = f' --data_dir={data_dir}' if data_dir else ''
+    return f'tfds build {name} --file_format=array_record{where}'
+
+
+def _refuse_inner_folder(name, data_dir):
+    """Raises UserError where `data_dir` is the prepared dataset's own folder or one inside it."""
+    if not data_dir:
+        return
+    path = Path(data_dir).expanduser().absolute()
+    base = re.split('[:/]', name)[0]
+    # DATA_DIR/NAME/VERSION, or DATA_DIR/NAME/CONFIG/VERSION, holds dataset_info.json.
+    deep = any(any(path.glob(f'{inner}dataset_info.json')) for inner in ('', '*/', '*/*/'))
+    own = next((folder for folder in (path, *path.parents[:2]) if folder.name == base), None)
+    if deep and own is not None:
+        raise UserError(
+            f'config.data.source.path: {data_dir} is inside the folder of {base} itself: give '
+            f'{own.parent}, which holds it'
+        )
+
+
+def _shards(builder, name, split):
+    """The files of a split or of a slice of one, and what to take of each."""
+    field, splits = 'config.data.split or config.data.eval_split', builder.info.splits
+    try:
+        shards = splits[split].file_instructions
+    except (KeyError, ValueError) as error:
+        if split.split('[')[0] in splits:
+            raise UserError(
+                f'{field}: {split!r} is no part of {name} ({str(error).splitlines()[-1]})'
+            ) from error
+        raise UserError(
+            f'{field}: {name} has no split {split!r}, but {", ".join(sorted(splits))}'
+        ) from error
+    if not shards:
+        raise UserError(f'{field}: {split!r} of {name} has no records: take a larger part')
+    return shards
+
+
+def _fields(info, maps):
     """Key of a feature -> the field that it becomes, image and label first; see `TfdsImages`."""
     from tensorflow_datasets import features as kinds
 
-    features = info.features
+    for key in maps:
+        if key not in info.features or not isinstance(info.features[key], kinds.Image):
+            raise UserError(
+                f'config.data.source.map: {info.name} has no image {key!r}, but '
+                f'{", ".join(sorted(info.features))}'
+            )
+    features = {key: info.features[key] for key in info.features if key not in maps}
     supervised = [k for k in (info.supervised_keys or ())[:2] if isinstance(k, str)]
     # By name: TFDS lists the features of a dataset read from disk in no order of their own.
     keys = dict.fromkeys([*supervised, *sorted(features)])
@@ -159,7 +234,7 @@ def _fields(info):
         if key not in found and _is_number(feature, kinds):
             dtype = 'float32' if np.issubdtype(feature.np_dtype, np.floating) else 'int32'
             found[key] = Field(key, 'value', shape=tuple(feature.shape), dtype=dtype)
-    return found
+    return found | maps
 
 
 def _is_number(feature, kinds):

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from mim_jax.errors import UserError
@@ -33,45 +34,47 @@ class Accuracy:
         if self.max_test is not None and self.max_test < 1:
             raise ValueError(f'max_test must be at least 1 or none, not {self.max_test}')
 
-    def judge(self, judged: Judged) -> Iterator[tuple[str, float]]:
-        """Yields ('top1', share in 0..1), ('top5', …) where there are more than 5 classes, and
-        ('loss', mean cross-entropy in nats, without label smoothing).
+    def judge(self, judged: Judged) -> Iterator[tuple[str, float | np.ndarray]]:
+        """Yields ('top1', share in 0..1), ('top5', …) where there are more than 5 classes,
+        ('loss', mean cross-entropy in nats, without label smoothing) and ('confusion', int64
+        [true class, predicted class], how many images).
         """
-        objective, images_view = judged.objective, {'images': judged.views['images']}
+        objective, count = judged.objective, judged.num_classes
 
-        def of_batch(
-            variables: Mapping[str, Any], images: jax.Array, labels: jax.Array, valid: jax.Array
+        def add(
+            sums: Mapping[str, jax.Array],
+            variables: Mapping[str, Any],
+            images: jax.Array,
+            labels: jax.Array,
+            valid: jax.Array,
         ) -> dict[str, jax.Array]:
             logits = objective.logits(variables, images.astype('float32') / 255)
             ranks = _ranks(logits, labels)
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
             found = {'top1': ranks < 1, 'top5': ranks < 5, 'loss': losses, 'count': valid}
-            return {k: jnp.where(valid, v, 0).astype(jnp.float32).sum() for k, v in found.items()}
+            found = {k: jnp.where(valid, v, 0).sum(dtype=sums[k].dtype) for k, v in found.items()}
+            place = labels, logits.argmax(axis=-1)
+            found['confusion'] = jnp.zeros((count, count), 'int32').at[place].add(valid)
+            return {k: sums[k] + found[k] for k in sums}
 
-        step = judged.jit('accuracy', of_batch)
-        sums, pending = {}, None
-
-        def add(batch_sums: Mapping[str, jax.Array]) -> None:
-            for name, value in batch_sums.items():
-                sums[name] = sums.get(name, 0.0) + float(value)
-
-        for batch in judged.batches(images_view):
-            wanted = {key: batch[key] for key in ('images', 'labels', 'valid')}
-            batch = judged.put(wanted)
+        step = judged.jit('accuracy', add)
+        sums = {'top1': np.int32(0), 'top5': np.int32(0), 'loss': np.float32(0)}
+        sums |= {'count': np.int32(0), 'confusion': np.zeros((count, count), np.int32)}
+        sums = judged.replicate(sums)
+        for batch in judged.batches({'images': judged.views['images']}):
+            wanted = judged.put({key: batch[key] for key in ('images', 'labels', 'valid')})
+            before, sums = sums, step(sums, judged.variables, **wanted)
             # One batch stays in flight, so that the host prepares the next while the device works.
-            if pending is not None:
-                add(pending)
-            pending = step(judged.variables, *(batch[key] for key in wanted))
-        if pending is not None:
-            add(pending)
-        # The sums of a batch are global already: every process has counted all images.
-        count = sums.get('count', 0.0)
-        if not count:
+            jax.block_until_ready(before)
+        # The sums are those of global batches: every process has counted all images.
+        sums = jax.device_get(sums)
+        if not sums['count']:
             raise UserError('The accuracy evaluator got no test images: is the split empty?')
-        yield 'top1', sums['top1'] / count
-        if judged.num_classes > 5:
-            yield 'top5', sums['top5'] / count
-        yield 'loss', sums['loss'] / count
+        yield 'top1', float(sums['top1'] / sums['count'])
+        if count > 5:
+            yield 'top5', float(sums['top5'] / sums['count'])
+        yield 'loss', float(sums['loss'] / sums['count'])
+        yield 'confusion', sums['confusion'].astype(np.int64)
 
 
 def _ranks(logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import ClassVar, Literal, Protocol
 
+import numpy as np
+
 from mim_jax.evaluators.features import Features, Pool
 from mim_jax.evaluators.judged import Judged
 
@@ -17,6 +19,11 @@ class Evaluator(Protocol):
       looks at it (and then has no field `max_test`).
     pool: the feature of an image, one of `features.POOLINGS`.
     max_train, max_test: so many images of each split, evenly spaced over it; None: all.
+
+    It may also have
+    recipes: the features of an image, in place of the one of `pool` (`features.recipe`).
+    views: so many augmented views of each image are given in place of the image itself.
+    max_gigabytes: a run does not start where the features that it asks for take more.
     """
 
     labels: ClassVar[bool]
@@ -51,6 +58,8 @@ class Judge(Protocol):
 
     max_test: int | None
 
-    def judge(self, judged: Judged) -> Iterator[tuple[str, float]]:
-        """Yields (name, value), the same on every process."""
+    def judge(self, judged: Judged) -> Iterator[tuple[str, float | np.ndarray]]:
+        """Yields (name, value), the same on every process; ('confusion', int [true class, predicted
+        class]) is no figure but drawn by `mim_jax.evaluate`.
+        """
         ...

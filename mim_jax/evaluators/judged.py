@@ -57,6 +57,11 @@ class Judged:
         """A process's share of a batch as global arrays, split over the mesh by their rows."""
         return sharding.put_batch(dict(batch), self.mesh)
 
+    def replicate(self, tree: Any) -> Any:
+        """A tree of host arrays, the same on every process, on all devices of the mesh."""
+        place = sharding.replicated(self.mesh)
+        return sharding.put_tree(tree, jax.tree.map(lambda _: place, tree))
+
     def jit(self, name: str, function: Callable) -> Callable:
         """`function` jitted with replicated results, once for all evaluations of a run, by name."""
         if name not in self.compiled:

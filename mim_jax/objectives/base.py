@@ -131,9 +131,20 @@ class Objective:
         """
         raise NotImplementedError
 
-    def features(self, variables: Variables, images: jax.Array) -> Encoded:
-        """What the encoder makes of whole images [B,H,W,C] in [0, 1]."""
-        return self.encode(variables['params'], images)
+    def features(
+        self, variables: Variables, images: jax.Array, *, layers: tuple[int, ...] = ()
+    ) -> Encoded:
+        """What the encoder makes of whole images [B,H,W,C] in [0, 1].
+
+        layers: numbers of blocks whose tokens are given too, through the final norm.
+        """
+        params = variables['params']
+        encoded = self.encode(params, images, layers=layers)
+        normed = {
+            block: self.encoder.normed(params['encoder'], level)
+            for block, level in encoded.layers.items()
+        }
+        return encoded.replace(layers=normed)
 
     def pictures(
         self, variables: Variables, batch: Batch, key: jax.Array, step: jax.Array

@@ -1,4 +1,4 @@
-"""Supervised classification: training from scratch, and fine-tuning."""
+"""Supervised classification: training from scratch, fine-tuning, and probing a frozen encoder."""
 
 import dataclasses
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from mim_jax.data.mixing import mix
 from mim_jax.errors import UserError
 from mim_jax.inputs import Inputs
 from mim_jax.models.heads import PooledClassifier
-from mim_jax.models.vit import ViT
+from mim_jax.models.vit import Encoded, ViT
 from mim_jax.objectives.base import Batch, Objective, Variables
 
 
@@ -27,8 +27,11 @@ class Classification(Objective):
     highest score is that of the class with the largest part in the image's target: its own without
     mixing.
 
-    pooling: the mean of the patch tokens, or the class token.
+    pooling: the mean of the patch tokens, the class token, or one vector of both by attention
+      (`models.AttentivePool`, with the encoder's heads).
     pool_norm: a LayerNorm after pooling; the encoder then needs no final norm.
+    batch_norm: a batch norm without parameters before the linear layer, as probes have it. Its
+      running averages are `state`; accumulation is refused.
     head_scale: factor on the head's initial kernel.
     label_smoothing: share of the target spread over all classes, of both images of a pair.
     erasing: probability with which a box of an image is erased.
@@ -37,8 +40,9 @@ class Classification(Objective):
     mix_per: a 'batch' draws once for all its pairs (timm's default, and BEiT's), or each 'image'.
     """
 
-    pooling: Literal['mean', 'class_token'] = 'mean'
+    pooling: Literal['mean', 'class_token', 'attentive'] = 'mean'
     pool_norm: bool = True
+    batch_norm: bool = False
     head_scale: float = 0.001
     label_smoothing: float = 0.0
     erasing: float = 0.0
@@ -80,8 +84,13 @@ class Classification(Objective):
         images = jnp.zeros((1, *images.shape[1:]))
         encoded = jax.eval_shape(self.encoder.apply, {'params': encoder}, images)
         encoded = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), encoded)
-        head = self._head().init(keys.named(key, 'head'), encoded)['params']
-        return {'params': {'encoder': encoder, 'head': head}}
+        head = self._head().init(keys.named(key, 'head'), encoded)
+        variables = {'params': {'encoder': encoder, 'head': head['params']}}
+        return variables | ({'state': head['batch_stats']} if self.batch_norm else {})
+
+    @property
+    def needs_whole_batch(self) -> bool:
+        return self.batch_norm
 
     def loss(
         self, variables: Variables, batch: Batch, key: jax.Array, step: jax.Array
@@ -90,10 +99,10 @@ class Classification(Objective):
         images, targets = self.augmented(batch, key)
         drop_path_keys = keys.named(batch['keys'], 'drop_path')
         encoded = self.encode(params, images, keys=drop_path_keys)
-        logits = self._head().apply({'params': params['head']}, encoded)
+        logits, state = self._classified(variables, encoded, train=True)
         loss = optax.softmax_cross_entropy(logits, targets).mean()
         top1 = (logits.argmax(axis=-1) == targets.argmax(axis=-1)).astype(jnp.float32).mean()
-        return loss, {'top1': top1}, {}
+        return loss, {'top1': top1}, state
 
     def augmented(self, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Images [B,H,W,C], erased and mixed, and their targets [B,classes], which sum to one."""
@@ -119,8 +128,18 @@ class Classification(Objective):
 
     def logits(self, variables: Variables, images: jax.Array) -> jax.Array:
         """Scores of the classes for whole images [B,H,W,C] in [0, 1], float32 [B,classes]."""
-        encoded = self.features(variables, images)
-        return self._head().apply({'params': variables['params']['head']}, encoded)
+        return self._classified(variables, self.features(variables, images), train=False)[0]
+
+    def _classified(
+        self, variables: Variables, encoded: Encoded, *, train: bool
+    ) -> tuple[jax.Array, Any]:
+        """(logits, the new `state`)."""
+        head = {'params': variables['params']['head']}
+        if not self.batch_norm:
+            return self._head().apply(head, encoded), {}
+        head['batch_stats'] = variables['state']
+        logits, new = self._head().apply(head, encoded, train=train, mutable=['batch_stats'])
+        return logits, new['batch_stats']
 
     def _head(self) -> PooledClassifier:
         return PooledClassifier(
@@ -129,5 +148,7 @@ class Classification(Objective):
             norm=self.pool_norm,
             norm_eps=self.encoder.norm_eps,
             init_scale=self.head_scale,
+            batch_norm=self.batch_norm,
+            heads=self.encoder.heads,
             dtype=self.encoder.dtype,
         )

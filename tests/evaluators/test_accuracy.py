@@ -53,6 +53,8 @@ def test_figures_are_those_of_scikit_learn_on_any_mesh_and_batch(make, devices, 
     }
     assert 0 < expected['eval/accuracy/top5'] < 1
     assert evaluation.run(variables) == pytest.approx(expected, rel=1e-5)
+    confusion = metrics.confusion_matrix(labels, scores.argmax(axis=1), labels=range(10))
+    np.testing.assert_array_equal(evaluation.confusions['accuracy'], confusion)
     # A second evaluation of a run compiles nothing anew, and says the same.
     assert evaluation.run(variables) == pytest.approx(expected, rel=1e-5)
     assert [step._cache_size() for step in evaluation._compiled_by_judges.values()] == [1]
