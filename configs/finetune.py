@@ -28,7 +28,9 @@ and `embedded` are ours. None of the large ones has been run to the end by this 
 has not been measured.
 
 `embedded` learns from the labels of 1,024 scenes, few enough that what was learned without them
-shows.
+shows: 59.0 % of 2,048 test scenes from the quick start, 11.3 % from scratch by the same command
+(docs/finetuning.md). It erases and mixes nothing, and its RandAugment is one operation: a choice
+for so short a run, not the result of a comparison.
 """
 
 import _data
