@@ -18,6 +18,8 @@ class Field:
     shape: of a value.
     dtype: in which a value or a map is delivered, as NumPy names it; images are uint8.
     num_classes: numbers are 0..num_classes-1, in a value or a map of classes.
+    names: of the classes by their numbers, where the source tells them. They make no difference to
+      what a batch is, and fields that differ in nothing else are equal.
     """
 
     name: str
@@ -25,6 +27,7 @@ class Field:
     shape: tuple[int, ...] = ()
     dtype: str = 'int32'
     num_classes: int | None = None
+    names: tuple[str, ...] | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -42,9 +45,10 @@ def image_fields(num_classes: int | None = None) -> tuple[Field, ...]:
     return (image,) if num_classes is None else (image, label_field(num_classes))
 
 
-def label_field(num_classes: int) -> Field:
+def label_field(num_classes: int, names: Iterable[str] | None = None) -> Field:
     """The class of an image, one number."""
-    return Field('label', 'value', num_classes=num_classes)
+    names = None if names is None else tuple(names)
+    return Field('label', 'value', num_classes=num_classes, names=names)
 
 
 def find(fields: Iterable[Field], name: str) -> Field | None:

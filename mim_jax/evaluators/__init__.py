@@ -24,6 +24,7 @@ from mim_jax.evaluators.health import Health
 from mim_jax.evaluators.judged import Judged
 from mim_jax.evaluators.knn import KNN
 from mim_jax.evaluators.linear import Linear
+from mim_jax.evaluators.robustness import Robustness
 from mim_jax.evaluators.subset import EvenlySpaced, Repeated
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     'Part',
     'Pool',
     'Repeated',
+    'Robustness',
     'Test',
     'collect',
     'gather',
@@ -57,4 +59,5 @@ EVALUATORS: dict[str, type[Evaluator] | type[Judge]] = {
     'linear': Linear,
     'health': Health,
     'accuracy': Accuracy,
+    'robustness': Robustness,
 }
