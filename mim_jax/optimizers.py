@@ -34,7 +34,9 @@ class OptimizerConfig:
     learning_rate: the peak is it times the recipe's rule of batch scaling.
     scaling: that rule: 'none', 'linear' (batch / `reference_batch`), 'sqrt' (its square root).
     schedule: after the warm-up; 'cosine' falls to `end_learning_rate` over the rest of the run,
-      'multistep' multiplies by `decay_factor` at each of `decay_percent` of the run.
+      'multistep' multiplies by `decay_factor` at each of `decay_percent` of the run; 'linear' falls
+      to `end_learning_rate` from the first step on, and the warm-up is a factor beside that (mmcv's
+      'poly' of power 1).
     horizon: the schedule is laid out for so many times the run's length; above 1 the run ends in
       the midst of it (CroCo: 2, I-JEPA: 1.25). The warm-up is as long as it says.
     warmup_*: how long the rate rises, from `warmup_learning_rate`.
@@ -51,7 +53,7 @@ class OptimizerConfig:
     learning_rate: float = 1.5e-4
     scaling: Literal['none', 'linear', 'sqrt'] = 'linear'
     reference_batch: int = 256
-    schedule: Literal['cosine', 'multistep', 'constant'] = 'cosine'
+    schedule: Literal['cosine', 'multistep', 'linear', 'constant'] = 'cosine'
     warmup_steps: int | None = None
     warmup_epochs: float | None = None
     warmup_examples: int | None = None
@@ -102,6 +104,10 @@ def make_schedule(config: OptimizerConfig, clock: Clock) -> Schedule:
     warmup = min(clock.steps(config, 'warmup', path='optimizer') or 0, clock.total_steps)
     length = round(config.horizon * clock.total_steps)
     remaining = max(length - warmup, 1)
+    if config.schedule == 'linear':
+        falling = optax.linear_schedule(peak, end, max(length, 1))
+        rising = optax.linear_schedule(start / peak, 1.0, warmup) if warmup else lambda step: 1.0
+        return lambda step: falling(step) * rising(step)
     if config.schedule == 'cosine':
         main = optax.cosine_decay_schedule(peak, remaining, alpha=end / peak)
     elif config.schedule == 'multistep':

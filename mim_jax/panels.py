@@ -53,5 +53,15 @@ class Tokens:
     title: str = flax.struct.field(pytree_node=False, default='tokens (PCA)')
 
 
-Panel = Image | Mask | HeatMap | Groups | Tokens
+@flax.struct.dataclass
+class Classes:
+    """One class per pixel, int [B,H,W], each in a colour of its own over the input; 255, which is
+    no class, is grey.
+    """
+
+    values: jax.Array
+    title: str = flax.struct.field(pytree_node=False, default='classes')
+
+
+Panel = Image | Mask | HeatMap | Groups | Tokens | Classes
 Sheets = dict[str, list[Panel]]

@@ -5,6 +5,7 @@ colours, mixing, normalisation) is `mim_jax.data.augment`, `colors` and `mixing`
 """
 
 from mim_jax.data.config import DataConfig
+from mim_jax.data.distortion import PhotometricDistortion
 from mim_jax.data.fields import Field, find, image_fields, num_classes
 from mim_jax.data.picture import Picture
 from mim_jax.data.pipeline import EvalBatches, TrainBatches, eval_batches, train_batches
@@ -22,6 +23,7 @@ __all__ = [
     'DevicePrefetch',
     'EvalBatches',
     'Field',
+    'PhotometricDistortion',
     'Picture',
     'Source',
     'TrainBatches',

@@ -6,6 +6,7 @@ import math
 import numpy as np
 
 from mim_jax.data import resample
+from mim_jax.data.fields import UNLABELLED
 from mim_jax.errors import UserError
 
 
@@ -19,6 +20,8 @@ class Window:
       tell how an image is reflected at its edges.
     frame: (top, left, height, width) in pixels of all that the view shows, beyond the edges too.
     sees_around: resizing sees pixels around the box, as where the whole image is resized first.
+    canvas: (height, width) of the view where it is larger than the resized box, which then is its
+      upper left part; None: it is not.
     """
 
     box: tuple[float, ...]
@@ -27,19 +30,21 @@ class Window:
     rows: np.ndarray | None = None
     columns: np.ndarray | None = None
     sees_around: bool = False
+    canvas: tuple[int, int] | None = None
 
     @property
     def shrinkage(self) -> float:
         """Pixels of the image per pixel of the view, along the side where they are fewer."""
         return min(self.box[2] / self.size[0], self.box[3] / self.size[1])
 
-    def cut(self, image, *, reduction, interpolation):
-        """The view of an image uint8 [H,W,C] that was decoded at 1/reduction of its size."""
+    def cut(self, image, *, reduction, interpolation, fill=0):
+        """The view of an image uint8 [H,W,C] that was decoded at 1/reduction of its size; what
+        is missing has the colour `fill`."""
         box = tuple(side / reduction for side in self.box) if reduction > 1 else self.box
         image = resample.resize(
             image, self.size, box=box, interpolation=interpolation, sees_around=self.sees_around
         )
-        return self._reflected(image)
+        return self._padded(self._reflected(image), fill)
 
     def nearest(self, array, *, of):
         """The view of a map [H',W'] that lies over an image of size `of`: what is under the centre
@@ -50,7 +55,17 @@ class Window:
             scale = array.shape[axis] / of[axis]
             centres = start + (np.arange(count) + 0.5) * length / count
             places.append((scale * centres).astype(np.int64))
-        return self._reflected(array[places[0][:, None], places[1][None, :]])
+        return self._padded(
+            self._reflected(array[places[0][:, None], places[1][None, :]]), UNLABELLED
+        )
+
+    def _padded(self, array, fill):
+        if self.canvas is None:
+            return array
+        out = np.empty((*self.canvas, *array.shape[2:]), array.dtype)
+        out[:] = fill
+        out[: array.shape[0], : array.shape[1]] = array
+        return out
 
     def _reflected(self, array):
         if self.rows is None:
@@ -58,12 +73,16 @@ class Window:
         return np.ascontiguousarray(array[self.rows[:, None], self.columns[None, :]])
 
 
-def choose(crop, rng, *, height, width, size):
+def choose(crop, rng, *, height, width, size, labels=None):
     """The window of a crop in an image of height x width pixels, for a view of `size`.
+
+    labels: function window -> what a map of classes shows there, or None; mode 'scaled' asks it.
 
     Raises:
       UserError: not of `size` where it must be.
     """
+    if crop.mode == 'scaled':
+        return scaled_window(rng, height=height, width=width, size=size, crop=crop, labels=labels)
     if crop.mode == 'simple':
         return simple_window(
             rng, height=height, width=width, size=size, resize=crop.resize, pad=crop.pad
@@ -147,3 +166,50 @@ def simple_window(rng, *, height, width, size, resize, pad):
         columns=columns,
         sees_around=True,
     )
+
+
+# How often a window is drawn again that one class has for itself.
+RETRIES = 10
+
+
+def scaled_window(rng, *, height, width, size, crop, labels=None):
+    """A window of `size` in the image at a random scale, aspect ratio kept: mmseg's Resize,
+    RandomCrop with `cat_max_ratio`, and Pad.
+
+    A factor is drawn from `crop.factor`. The image is brought to a shorter side of factor times the
+    shorter one of `size`, unless its longer side then were above `crop.longest` times that. Where
+    it is smaller than the window it fills the upper left part. A window in which one class has
+    `crop.max_share` of the labelled pixels or more is drawn again, up to ten times.
+    """
+    factor = rng.uniform(*crop.factor)
+    short, long = int(min(size) * factor), int(crop.longest * min(size) * factor)
+    scale = min(long / max(height, width), short / min(height, width))
+    whole = max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+    steps = height / whole[0], width / whole[1]
+    seen = tuple(min(pair) for pair in zip(whole, size, strict=True))
+
+    def draw():
+        starts = [int(rng.integers(0, w - s + 1)) for w, s in zip(whole, seen, strict=True)]
+        corner = starts[0] * steps[0], starts[1] * steps[1]
+        return Window(
+            box=(*corner, seen[0] * steps[0], seen[1] * steps[1]),
+            size=seen,
+            frame=(*corner, size[0] * steps[0], size[1] * steps[1]),
+            sees_around=True,
+            canvas=None if seen == tuple(size) else tuple(size),
+        )
+
+    window = draw()
+    for _ in range(RETRIES if crop.max_share < 1 else 0):
+        shown = labels(window) if labels else None
+        if shown is None or _is_mixed(shown, crop.max_share):
+            break
+        window = draw()
+    return window
+
+
+def _is_mixed(labels, share):
+    """Whether no class has that share of the labelled pixels, and there is more than one."""
+    counts = np.bincount(labels.ravel(), minlength=UNLABELLED + 1)
+    counts[UNLABELLED] = 0
+    return np.count_nonzero(counts) > 1 and counts.max() / counts.sum() < share

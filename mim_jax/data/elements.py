@@ -30,14 +30,24 @@ class Elements:
     def spec(self):
         return batch_spec(self.config, self.views, self.source.fields, batch_size=1)
 
+    @functools.cached_property
+    def _mean(self):
+        """The colour of what lies beyond an image: 0 when normalised, to half a level."""
+        return np.round(255 * np.array(self.config.mean)).astype(np.uint8)
+
     def read(self, index, rngs):
         """The element of one item; `rngs` has a generator for every view, by its name."""
         source = self.source[index]
-        item = picture.Item(source, channels=self.config.channels)
+        item = picture.Item(
+            source,
+            channels=self.config.channels,
+            fields=self.source.fields,
+            place=self.source.describe(index),
+        )
         element = {}
         for name, view in self.views.items():
             if view.like is None:
-                shown = picture.show(item, view, rngs[name])
+                shown = picture.show(item, view, rngs[name], fill=self._mean)
                 element[name] = shown.image
                 element |= {f'{name}_{key}': value for key, value in shown.maps.items()}
                 if view.boxes:

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Iterable
 
 KINDS = ('image', 'map', 'value')
+# The number in a map of classes that stands for no class; what lies beyond the image has it too.
+UNLABELLED = 255
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +19,10 @@ class Field:
       array.
     shape: of a value.
     dtype: in which a value or a map is delivered, as NumPy names it; images are uint8.
-    num_classes: numbers are 0..num_classes-1, in a value or a map of classes.
+    num_classes: numbers are 0..num_classes-1, in a value or a map of classes; in a map 255 stands
+      for no class.
+    reduce_zero_label: of a map of classes, as an item holds it: 0 stands for no class and k for
+      class k - 1 (ADE20K). Views have the classes.
     names: of the classes by their numbers, where the source tells them. They make no difference to
       what a batch is, and fields that differ in nothing else are equal.
     """
@@ -27,11 +32,14 @@ class Field:
     shape: tuple[int, ...] = ()
     dtype: str = 'int32'
     num_classes: int | None = None
+    reduce_zero_label: bool = False
     names: tuple[str, ...] | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def __post_init__(self):
         if self.kind not in KINDS:
             raise ValueError(f'kind is {self.kind!r}, must be one of {", ".join(KINDS)}')
+        if self.reduce_zero_label and self.num_classes is None:
+            raise ValueError('reduce_zero_label needs the number of classes that are left')
 
     @property
     def plural(self) -> str:

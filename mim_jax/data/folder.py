@@ -32,13 +32,19 @@ class Folder:
       fields `image` and `other` of one item.
     map_path: a folder laid out as `path` is, with a map of the same relative stem for every image,
       a grey PNG of one number per pixel; it is the field `map`.
-    map_classes: the map's numbers are 0..map_classes-1; None: not known.
+    map_classes: the classes are 0..map_classes-1, and 255 stands for no class; None: not known.
+    reduce_zero_label: in the files 0 stands for no class and k for class k - 1, as in ADE20K.
     """
 
     path: str | None = None
     pairs: bool = False
     map_path: str | None = None
     map_classes: int | None = None
+    reduce_zero_label: bool = False
+
+    def __post_init__(self):
+        if self.reduce_zero_label and not self.map_classes:
+            raise ValueError('reduce_zero_label needs map_classes, the number of those left.')
 
     def open(self, data, *, split):
         """The images of a split; see `ImageFolder`."""
@@ -56,7 +62,8 @@ class Folder:
     def extra_fields(self):
         """The fields beside image and label."""
         other = Field('other', 'image')
-        classes = Field('map', 'map', num_classes=self.map_classes)
+        reduced = self.reduce_zero_label
+        classes = Field('map', 'map', num_classes=self.map_classes, reduce_zero_label=reduced)
         return (other,) * self.pairs + (classes,) * (self.map_path is not None)
 
 

@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 from scipy.sparse import csr_array
 
-SUPPORT = {'bicubic': 2.0, 'bilinear': 1.0}
+SUPPORT = {'bicubic': 2.0, 'bilinear': 1.0, 'linear': 1.0}
+ANTIALIASED = ('bicubic', 'bilinear')
 
 
 def resize(image, size, *, box=None, interpolation='bicubic', sees_around=False):
@@ -20,7 +21,8 @@ def resize(image, size, *, box=None, interpolation='bicubic', sees_around=False)
       image: uint8 [H,W,C], or float32 from 0 to 1.
       size: (height, width) of the result.
       box: (top, left, height, width) in pixels, fractions allowed; None: all.
-      interpolation: 'bicubic' or 'bilinear'.
+      interpolation: 'bicubic' or 'bilinear'; or 'linear', which is not antialiased: between the
+        four nearest pixels however much the image shrinks, as OpenCV's.
       sees_around: the kernel reaches beyond the box, as if the whole image were resized and then
         cropped (Pillow's own `box`); otherwise as if it were cropped to the box's pixels first.
 
@@ -64,7 +66,7 @@ def _along_first(matrix, image):
 def _matrix(num_in, num_out, start, length, interpolation):
     """Sparse [num_out, num_in] float32 of the weights for the stretch [start, start + length]."""
     scale = length / num_out
-    stretch = max(scale, 1.0)
+    stretch = max(scale, 1.0) if interpolation in ANTIALIASED else 1.0
     support = SUPPORT[interpolation] * stretch
     centre = start + (np.arange(num_out) + 0.5) * scale
     low = np.maximum((centre - support + 0.5).astype(np.int32), 0)
@@ -81,7 +83,7 @@ def _matrix(num_in, num_out, start, length, interpolation):
 
 def _kernel(x, interpolation):
     x = np.abs(x)
-    if interpolation == 'bilinear':
+    if interpolation in ('bilinear', 'linear'):
         return np.maximum(1.0 - x, 0.0)
     near = (1.5 * x - 2.5) * x * x + 1.0
     far = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0

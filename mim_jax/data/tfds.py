@@ -22,10 +22,22 @@ class Tfds:
 
     dataset: its name, as 'imagenet2012' or 'cifar10:3.0.2'.
     path: where datasets are prepared; None: TFDS's default (~/tensorflow_datasets).
+    map: name of the feature that holds a map of classes, where it is declared as a mere image
+      (scene_parse150: annotation); it becomes the field `map`.
+    map_classes, reduce_zero_label: of that map, as of a folder's (`mim_jax.data.folder.Folder`).
     """
 
     dataset: str | None = None
     path: str | None = None
+    map: str | None = None
+    map_classes: int | None = None
+    reduce_zero_label: bool = False
+
+    def __post_init__(self):
+        if self.map is None and (self.map_classes is not None or self.reduce_zero_label):
+            raise ValueError('map_classes and reduce_zero_label need map, of which they are.')
+        if self.reduce_zero_label and not self.map_classes:
+            raise ValueError('reduce_zero_label needs map_classes, the number of those left.')
 
     def open(self, data, *, split):
         """The records of a split; see `TfdsImages`."""
@@ -33,16 +45,27 @@ class Tfds:
             raise UserError(
                 'config.data.source.dataset is not set: name a dataset, as imagenet2012'
             )
-        return TfdsImages(self.dataset, data_dir=self.path, split=split)
+        maps = self.map_fields()
+        return TfdsImages(self.dataset, data_dir=self.path, split=split, maps=maps)
 
     def assumed_fields(self):
         """Those of the dataset, where it is prepared here; else image and label, as ImageNet's."""
+        maps = self.map_fields()
+        assumed = (*image_fields(1000), *maps.values())
         if not self.dataset:
-            return image_fields(1000)
+            return assumed
         try:
-            return tuple(_fields(_builder(self.dataset, self.path).info).values())
+            return tuple(_fields(_builder(self.dataset, self.path).info, maps).values())
         except UserError:
-            return image_fields(1000)
+            return assumed
+
+    def map_fields(self):
+        """Name of the feature that is a map -> its field."""
+        if self.map is None:
+            return {}
+        reduced = self.reduce_zero_label
+        field = Field('map', 'map', num_classes=self.map_classes, reduce_zero_label=reduced)
+        return {self.map: field}
 
 
 class TfdsImages:
@@ -58,16 +81,17 @@ class TfdsImages:
       name: the dataset, as 'imagenet2012' or 'cifar10:3.0.2'.
       data_dir: where datasets are prepared; None: TFDS's default (~/tensorflow_datasets).
       split: the split, TFDS's slices included, as 'train[:1%]'.
+      maps: name of a feature -> the field of kind map that it becomes, whatever is declared.
 
     Raises:
-      UserError: not prepared there, not as ArrayRecord, without that split or an image, or one of
-        the split's files is missing or damaged at its end.
+      UserError: not prepared there, not as ArrayRecord, without that split, an image or a feature
+        that `maps` names, or one of the split's files is missing or damaged at its end.
     """
 
-    def __init__(self, name, *, data_dir=None, split):
+    def __init__(self, name, *, data_dir=None, split, maps=None):
         builder = _builder(name, data_dir)
         shards = _shards(builder, name, split)
-        self._keys = _fields(builder.info)
+        self._keys = _fields(builder.info, maps or {})
         if not any(field.name == 'image' for field in self._keys.values()):
             raise UserError(
                 f'config.data.source.dataset: {name} has no image, but '
@@ -175,11 +199,17 @@ def _shards(builder, name, split):
     return shards
 
 
-def _fields(info):
+def _fields(info, maps):
     """Key of a feature -> the field that it becomes, image and label first; see `TfdsImages`."""
     from tensorflow_datasets import features as kinds
 
-    features = info.features
+    for key in maps:
+        if key not in info.features or not isinstance(info.features[key], kinds.Image):
+            raise UserError(
+                f'config.data.source.map: {info.name} has no image {key!r}, but '
+                f'{", ".join(sorted(info.features))}'
+            )
+    features = {key: info.features[key] for key in info.features if key not in maps}
     supervised = [k for k in (info.supervised_keys or ())[:2] if isinstance(k, str)]
     # By name: TFDS lists the features of a dataset read from disk in no order of their own.
     keys = dict.fromkeys([*supervised, *sorted(features)])
@@ -206,7 +236,7 @@ def _fields(info):
         if key not in found and _is_number(feature, kinds):
             dtype = 'float32' if np.issubdtype(feature.np_dtype, np.floating) else 'int32'
             found[key] = Field(key, 'value', shape=tuple(feature.shape), dtype=dtype)
-    return found
+    return found | maps
 
 
 def _is_number(feature, kinds):

@@ -3,8 +3,8 @@
 import dataclasses
 from collections.abc import Callable
 
-CROPS = ('random', 'simple', 'resize', 'centre', 'none')
-INTERPOLATIONS = ('bicubic', 'bilinear')
+CROPS = ('random', 'simple', 'scaled', 'resize', 'centre', 'none')
+INTERPOLATIONS = ('bicubic', 'bilinear', 'linear')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,6 +15,11 @@ class Crop:
       'random': a random resized crop, by `scale` and `ratio`;
       'simple': the image is resized until its shorter side is the view's times `resize`, padded by
         `pad` pixels of its reflection, and a window of the view's size drawn from it;
+      'scaled': the image is resized, its aspect ratio kept, until its shorter side is the view's
+        times a number from `factor` (its longer side at most `longest` times as long), and a window
+        of the view's size drawn from it, again where one class of the view's first map has
+        `max_share` of it or more; what is missing to the right and below has the mean colour and no
+        class (mmseg's recipe for segmentation);
       'resize': the whole image, brought to the size, aspect ratio not kept;
       'centre': the largest centred box of the view's aspect ratio, `share` of each of its sides;
       'none': images must already have the size; the fastest way for 32x32 sets.
@@ -26,8 +31,11 @@ class Crop:
     ratio: tuple[float, ...] = (3 / 4, 4 / 3)  # width / height, smallest and largest
     resize: float = 1.0  # 256 / 224: "resize to 256, crop 224"
     pad: int = 0
+    factor: tuple[float, ...] = (0.5, 2.0)
+    longest: float = 4.0
+    max_share: float = 0.75
     share: float = 1.0
-    interpolation: str = 'bicubic'
+    interpolation: str = 'bicubic'  # 'linear': without antialiasing, as OpenCV's
 
     def __post_init__(self):
         if self.mode not in CROPS:
@@ -45,6 +53,12 @@ class Crop:
             raise ValueError(f'ratio is {self.ratio}, must be (low, high) with 0 < low <= high')
         if self.resize < 1:
             raise ValueError(f'resize is {self.resize}, must be at least 1')
+        if len(self.factor) != 2 or not 0 < self.factor[0] <= self.factor[1]:
+            raise ValueError(f'factor is {self.factor}, must be (low, high) with 0 < low <= high')
+        if self.longest < 1:
+            raise ValueError(f'longest is {self.longest}, must be at least 1')
+        if not 0 < self.max_share <= 1:
+            raise ValueError(f'max_share is {self.max_share}, must be in (0, 1]; 1: any share')
         if self.pad < 0:
             raise ValueError(f'pad is {self.pad}, must be at least 0 pixels')
         if not 0 < self.share <= 1:

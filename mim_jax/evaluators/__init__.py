@@ -6,6 +6,8 @@ is an evaluator that is given the objective instead, and asks it for what it pre
 """
 
 from mim_jax.evaluators.accuracy import Accuracy
+from mim_jax.evaluators.attentive import Attentive
+from mim_jax.evaluators.augmented import Augmented
 from mim_jax.evaluators.base import Evaluator, Judge, Test
 from mim_jax.evaluators.features import (
     POOLINGS,
@@ -25,6 +27,7 @@ from mim_jax.evaluators.judged import Judged
 from mim_jax.evaluators.knn import KNN
 from mim_jax.evaluators.linear import Linear
 from mim_jax.evaluators.robustness import Robustness
+from mim_jax.evaluators.segmentation import Segmentation
 from mim_jax.evaluators.subset import EvenlySpaced, Repeated
 
 __all__ = [
@@ -32,6 +35,8 @@ __all__ = [
     'KNN',
     'POOLINGS',
     'Accuracy',
+    'Attentive',
+    'Augmented',
     'Evaluator',
     'EvenlySpaced',
     'Features',
@@ -44,6 +49,7 @@ __all__ = [
     'Pool',
     'Repeated',
     'Robustness',
+    'Segmentation',
     'Test',
     'collect',
     'gather',
@@ -57,7 +63,10 @@ EVALUATORS: dict[str, type[Evaluator] | type[Judge]] = {
     'knn': KNN,
     'fewshot': FewShot,
     'linear': Linear,
+    'attentive': Attentive,
     'health': Health,
+    'augmented': Augmented,
     'accuracy': Accuracy,
     'robustness': Robustness,
+    'segmentation': Segmentation,
 }

@@ -81,6 +81,18 @@ def paint_groups(
     return np.where(border[..., None], np.float32(BORDER), painted)
 
 
+def paint_classes(images: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Classes int [B,H,W] in colours over the images of that size; 255, no class, in HIDDEN.
+
+    Class k has the same colour everywhere: hues a golden section apart, three lightnesses in turn.
+    """
+    table = np.tile(np.float32(HIDDEN), (256, 1))
+    for k in range(255):
+        lightness = (0.5, 0.35, 0.65)[k % 3]
+        table[k] = colorsys.hls_to_rgb((0.6 + k * 0.6180339887) % 1, lightness, 0.8)
+    return OPACITY * table[np.asarray(classes)] + (1 - OPACITY) * to_rgb(images)
+
+
 def pca_colors(tokens: np.ndarray, *, like: np.ndarray | None = None) -> np.ndarray:
     """Tokens [B,N,D] as colours float32 [B,N,3]: their first three principal components.
 
@@ -265,6 +277,8 @@ def _column(
             return panel.title or f'{number:.0f} groups', image
         case panels.Tokens(values):
             image = to_pixels(pca_colors(values), grid=grid, size=size)
+        case panels.Classes(values):
+            image = paint_classes(photo, values)
         case _:
             raise ValueError(
                 f'pictures() gives {type(panel).__name__} in the sheet {sheet!r}, which is none of '
