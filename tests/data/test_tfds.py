@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mim_jax.data import DataConfig, Field, eval_batches, image_fields, make_source
+from mim_jax.data import DataConfig, Field, eval_batches, find, image_fields, make_source
 from mim_jax.data.decode import CorruptImage
 from mim_jax.data.tfds import Tfds
 from mim_jax.errors import UserError
@@ -76,6 +76,7 @@ def test_records_are_the_bytes_that_were_prepared(tmp_path):
     photos = prepare(tmp_path)
     source = open_source(tmp_path)
     assert len(source) == 5 and source.fields == image_fields(3)
+    assert find(source.fields, 'label').names == ('a', 'b', 'c')
     for i in (4, 0, 2):
         assert source[i]['image'] == photos[i]
         assert source[i]['label'] == i % 3
