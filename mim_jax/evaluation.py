@@ -1,25 +1,22 @@
 """The evaluators of a run, and what they are fed: the encoder's features of sets of images."""
 
-import dataclasses
 import functools
-from collections.abc import Iterable
 from typing import Any
 
-import jax
 import numpy as np
 
 from mim_jax import data, sharding
+from mim_jax.encoding import Encoding, parts_of, views_of
 from mim_jax.errors import UserError
 from mim_jax.evaluators import (
-    POOLINGS,
     Evaluator,
     EvenlySpaced,
     Features,
     Judge,
     Judged,
-    collect,
-    pool_tokens,
+    Part,
     pooled,
+    recipes,
 )
 from mim_jax.program import Program
 
@@ -53,7 +50,7 @@ class Evaluation:
             sharding.check_batch(self._batch_size, program.mesh, field='eval.batch_size')
             self._check_average()
         if self._evaluators:
-            self._check_encoder()
+            self._encoding = Encoding(program, self._evaluators, batch_size=self._batch_size)
         for name, judge in self._judges.items():
             _check_judge(name, judge, program.objective)
         if self._config.eval_split is not None and any(
@@ -61,6 +58,8 @@ class Evaluation:
         ):
             self._sources['test'] = data.make_source(self._config, split=self._config.eval_split)
             self._check_labels()
+        for name, evaluator in self._evaluators.items():
+            self._check_memory(name, evaluator)
 
     def run(self, variables: dict[str, Any]) -> dict[str, float]:
         """All evaluators' figures, as {'eval/knn/top1': …}."""
@@ -69,16 +68,24 @@ class Evaluation:
             variables = {**variables, 'params': {**variables['params'], **variables['ema']}}
 
         @functools.cache
-        def encoded(split: str, count: int) -> dict[str, Features]:
+        def encoded(split: str, count: int, views: int) -> dict[Part, Features]:
             """Each set of images is encoded once, whoever asks for it."""
+            parts = {
+                part
+                for other in self._evaluators.values()
+                if (source := self._source(other, split)) is not None
+                and (len(source), views_of(other)) == (count, views)
+                for part in parts_of(other)
+            }
             source = EvenlySpaced(self._sources[split], count)
-            return collect(functools.partial(self._parts, variables), self._batches(source))
+            return self._encoding.collect(variables, source, parts=parts, views=views)
 
         def features(evaluator: Evaluator, split: str) -> Features | None:
-            if split not in self._sources or (split == 'test' and evaluator.test == 'unused'):
+            source = self._source(evaluator, split)
+            if source is None:
                 return None
-            source = EvenlySpaced(self._sources[split], getattr(evaluator, f'max_{split}'))
-            return pooled(encoded(split, len(source)), pool=evaluator.pool)
+            parts = encoded(split, len(source), views_of(evaluator))
+            return pooled(parts, recipes(evaluator))
 
         values = {}
         for name, evaluator in self._all.items():
@@ -126,11 +133,18 @@ class Evaluation:
                 'config.train.ema.decay (and parts, if given, to hold the encoder).'
             )
 
-    def _check_encoder(self) -> None:
-        """Raises UserError where the encoder has not what evaluators pool."""
-        params = self._program.abstract_state.variables['params']
-        images = self._program.abstract_batch['images']
-        jax.eval_shape(self._compiled, {'params': params}, images)
+    def _check_memory(self, name: str, evaluator: Evaluator) -> None:
+        """Raises UserError where an evaluator that says how much memory it may take needs more."""
+        limit = getattr(evaluator, 'max_gigabytes', None)
+        sources = [self._source(evaluator, split) for split in ('train', 'test')]
+        count = sum(len(source) for source in sources if source is not None)
+        needed = count * self._encoding.row_bytes(evaluator) / 1e9
+        if limit is not None and needed > limit:
+            raise UserError(
+                f'config.eval.{name} would keep {needed:.3g} GB of features of {count} images on '
+                f'every host, more than max_gigabytes = {limit:g} allows: lower max_train and '
+                f'max_test to {int(limit / needed * count)} together, or raise it.'
+            )
 
     def _check_labels(self) -> None:
         """Raises UserError where the evaluation split has other labels than the training split."""
@@ -148,35 +162,11 @@ class Evaluation:
     def _batch_size(self) -> int:
         return self._program.run.eval.batch_size or self._config.batch_size
 
-    def _batches(self, source: data.Source) -> Iterable[dict[str, np.ndarray]]:
-        return data.eval_batches(
-            source,
-            self._config,
-            views={'images': dataclasses.replace(self.views['images'], boxes=False, maps=())},
-            batch_size=self._batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
-
-    def _parts(self, variables: dict[str, Any], images: np.ndarray) -> dict[str, jax.Array]:
-        """What the poolings are made of, float32 [B,D] each over the mesh."""
-        # Only the encoder's input is put on the devices; the labels stay here.
-        batch = sharding.put_batch({'images': images}, self._program.mesh)
-        return self._compiled({'params': variables['params']}, batch['images'])
-
-    @functools.cached_property
-    def _compiled(self) -> Any:
-        """The feature function, compiled once for the whole run: the parts of all the evaluators'
-        poolings from one pass through the encoder.
-        """
-        objective = self._program.objective
-        parts = {part for e in self._evaluators.values() for part in POOLINGS[e.pool]}
-
-        def features(variables: dict, images: jax.Array) -> dict[str, jax.Array]:
-            encoded = objective.features(variables, images.astype('float32') / 255)
-            return {part: pool_tokens(encoded, pool=part) for part in sorted(parts)}
-
-        return jax.jit(features, out_shardings=sharding.batch_sharding(self._program.mesh))
+    def _source(self, evaluator: Evaluator, split: str) -> EvenlySpaced | None:
+        """The images of a split that an evaluator is given, None where it is given none."""
+        if split not in self._sources or (split == 'test' and evaluator.test == 'unused'):
+            return None
+        return EvenlySpaced(self._sources[split], getattr(evaluator, f'max_{split}'))
 
 
 def _check_judge(name: str, judge: Judge, objective: Any) -> None:

@@ -1,5 +1,5 @@
-"""From the config section `optimizer` to an optax transformation: schedule, clipping, AdamW, masks,
-layer decay.
+"""From the config section `optimizer` to an optax transformation: schedule, clipping, the rule,
+masks, layer decay.
 """
 
 import dataclasses
@@ -8,9 +8,11 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from mim_jax.clock import Clock
+from mim_jax.errors import UserError
 
 Schedule = Callable[[jax.Array], jax.Array]
 
@@ -20,8 +22,15 @@ TOKENS_AND_TABLES = ('class_token', 'mask_token', 'registers', 'position', 'rela
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up.
+    """An update rule with linear warm-up.
 
+    rule: 'adamw', 'sgd' or 'lars'; the last two have `momentum` in place of beta1, beta2 and eps.
+      Their weight decay is added to the gradient before the momentum. LARS scales what goes into
+      the momentum by `trust` * the parameter's norm / its norm, for those that weight decay applies
+      to (MAE's linear probe: util/lars.py of its released code, by number of dimensions); blocks
+      one by one.
+    frozen: parts of the parameters, by the names in the section `init`, that stay as they are: no
+      gradient, no weight decay, no state of the rule.
     learning_rate: the peak is it times the recipe's rule of batch scaling.
     scaling: that rule: 'none', 'linear' (batch / `reference_batch`), 'sqrt' (its square root).
     schedule: after the warm-up; 'cosine' falls to `end_learning_rate` over the rest of the run,
@@ -39,6 +48,8 @@ class OptimizerConfig:
     clip_norm: bound of the gradient's global norm.
     """
 
+    rule: Literal['adamw', 'sgd', 'lars'] = 'adamw'
+    frozen: tuple[str, ...] = ()
     learning_rate: float = 1.5e-4
     scaling: Literal['none', 'linear', 'sqrt'] = 'linear'
     reference_batch: int = 256
@@ -56,6 +67,8 @@ class OptimizerConfig:
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8
+    momentum: float = 0.9
+    trust: float = 0.001
     weight_decay: float = 0.05
     decay_also: tuple[str, ...] = ()
     layer_decay: float | None = None
@@ -68,6 +81,10 @@ class OptimizerConfig:
             raise ValueError(
                 f'horizon = {self.horizon} must be at least 1: no schedule ends before its run.'
             )
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f'momentum = {self.momentum} must lie in [0, 1).')
+        if self.trust <= 0:
+            raise ValueError(f'trust = {self.trust} must be positive.')
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise ValueError(
                 f'clip_norm = {self.clip_norm} must be positive; none turns clipping off.'
@@ -117,19 +134,65 @@ def make_optimizer(
     parts = []
     if config.clip_norm is not None:
         parts.append(optax.clip_by_global_norm(config.clip_norm))
-    parts.append(
-        optax.adamw(
-            schedule,
-            b1=config.beta1,
-            b2=config.beta2,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            mask=decayed,
+    if config.rule == 'adamw':
+        parts.append(
+            optax.adamw(
+                schedule,
+                b1=config.beta1,
+                b2=config.beta2,
+                eps=config.eps,
+                weight_decay=config.weight_decay,
+                mask=decayed,
+            )
         )
-    )
+    else:
+        parts.append(optax.add_decayed_weights(config.weight_decay, mask=decayed))
+        if config.rule == 'lars':
+            parts.append(_scale_by_trust(config.trust, decayed, layers))
+        # The rate is applied behind the momentum: where it changes, older gradients change too.
+        parts += [optax.trace(decay=config.momentum), optax.scale_by_learning_rate(schedule)]
     if config.layer_decay is not None and config.layer_decay != 1:
         parts.append(_scale_by_layer(config.layer_decay, layers, num_layers))
     return optax.chain(*parts)
+
+
+def trained(params: dict[str, Any], *, frozen: tuple[str, ...]) -> dict[str, Any]:
+    """The parts of the parameters, or of a tree like them, that are not frozen.
+
+    Raises UserError where there is no part of a name, or nothing left to train.
+    """
+    for part in frozen:
+        if part not in params:
+            raise UserError(
+                f'config.optimizer.frozen names {part!r}, but the parameters of this run have the '
+                f'parts {", ".join(sorted(params))}.'
+            )
+    kept = {name: value for name, value in params.items() if name not in frozen}
+    if not kept:
+        raise UserError(
+            f'config.optimizer.frozen names all parts of the parameters ({", ".join(params)}), so '
+            'that nothing would be trained: leave one out.'
+        )
+    return kept
+
+
+def _scale_by_trust(trust: float, scaled: Any, layers: Any) -> optax.GradientTransformation:
+    """Updates times trust * the parameter's norm / their own, where `scaled`; by 1 where one of
+    these norms is 0.
+    """
+
+    def apply(updates: Any, params: Any) -> Any:
+        def one(update: jax.Array, param: jax.Array, wanted: bool, layer: Any) -> jax.Array:
+            if not wanted:
+                return update
+            axes = tuple(range(np.ndim(layer), update.ndim))  # stacked blocks have norms each
+            mine, its = (jnp.sqrt((x**2).sum(axes, keepdims=True)) for x in (param, update))
+            ratio = jnp.where((mine > 0) & (its > 0), trust * mine / jnp.maximum(its, 1e-38), 1.0)
+            return update * ratio
+
+        return jax.tree.map(one, updates, params, scaled, layers)
+
+    return optax.stateless(apply)
 
 
 def _scale_by_layer(decay: float, layers: Any, num_layers: int) -> optax.GradientTransformation:

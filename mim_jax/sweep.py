@@ -18,42 +18,13 @@ import math
 import re
 import shlex
 import statistics
-import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 from mim_jax import config as configs
+from mim_jax import planned
 from mim_jax.errors import UserError
-from mim_jax.logs import METRICS_FILE, read_metrics
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """One run of a sweep: a row of the table, a seed, what it changes in the base, the experiment
-    that this makes and its length in steps.
-    """
-
-    row: str
-    seed: int
-    base: str
-    assignments: tuple[tuple[str, str], ...]
-    experiment: Any
-    total_steps: int | None
-    workdir: Path
-
-    @property
-    def command(self) -> list[str]:
-        """The arguments of `python`."""
-        fields = [f'--config.{name}={value}' for name, value in self.assignments]
-        return [
-            '-m',
-            'mim_jax.main',
-            f'--config={self.base}',
-            f'--workdir={self.workdir}',
-            f'--config.seed={self.seed}',
-            *fields,
-        ]
+from mim_jax.logs import METRICS_FILE
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -67,8 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         for number, run in enumerate(runs, start=1):
             if result(run, options.metric) is None:
-                print(f'[{number}/{len(runs)}] {run.row}, seed {run.seed}: {run.workdir}')
-                execute(run, options.metric)
+                print(f'[{number}/{len(runs)}] {run.name}, seed {run.seed}: {run.workdir}')
+                planned.execute(run)
+                _check_result(run, options.metric)
         text = table(runs, options.metric)
         Path(options.out, 'table.md').write_text(text, encoding='utf-8')
         print(text, end='')
@@ -101,7 +73,9 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, tuple[tuple[str, st
     return options, tuple(configs.assignments(rest))
 
 
-def plan(options: argparse.Namespace, assignments: tuple[tuple[str, str], ...]) -> list[Run]:
+def plan(
+    options: argparse.Namespace, assignments: tuple[tuple[str, str], ...]
+) -> list[planned.Run]:
     """All runs, seed by seed, so that a sweep that is cut short has compared all rows.
 
     Every row's config is built, so that a mistake in the last row shows before the first run.
@@ -124,40 +98,23 @@ def plan(options: argparse.Namespace, assignments: tuple[tuple[str, str], ...]) 
                 'the table.'
             )
         try:
-            built[row] = _built(bases[row], fields[row], read=not options.dry_run)
+            built[row] = planned.built(bases[row], fields[row], read=not options.dry_run)
         except UserError as error:
             raise UserError(f'row "{row}" of {options.table}: {error}') from error
     return [
-        Run(
-            row=row,
+        planned.Run(
+            name=row,
             seed=seed,
             base=bases[row],
             assignments=fields[row],
             experiment=dataclasses.replace(built[row][0], seed=seed),
             total_steps=built[row][1],
             workdir=Path(options.out, folder, f'seed{seed}'),
+            fingerprints=built[row][2],
         )
         for seed in range(options.seeds)
         for row, folder in folders.items()
     ]
-
-
-def _built(
-    base: str, assignments: tuple[tuple[str, str], ...], *, read: bool
-) -> tuple[Any, int | None]:
-    """The run of a config, and its length. The objective is bound, and where `read` is set its data
-    and weights are looked at, as the run would do it first; otherwise the length is None.
-    """
-    from mim_jax import assembly, data, experiment
-
-    config = configs.override(configs.load(base), experiment.Experiment, list(assignments))
-    run = experiment.from_config(config)
-    objective = assembly.make_objective(run, fields=run.data.source.assumed_fields())
-    if not read:
-        return run, None
-    source = data.make_source(run.data, split=run.data.split)
-    objective.pretrained()
-    return run, assembly.make_clock(run, len(source)).total_steps
 
 
 def read_table(path: str) -> tuple[str, dict[str, dict[str, str]]]:
@@ -178,42 +135,28 @@ def read_table(path: str) -> tuple[str, dict[str, dict[str, str]]]:
     return base, {row: {k: str(v) for k, v in changes.items()} for row, changes in rows.items()}
 
 
-def execute(run: Run, metric: str) -> None:
-    """Runs one run to its end, its output shown. Raises UserError where it fails."""
-    status = subprocess.run([sys.executable, *run.command], check=False).returncode
-    if status:
-        raise UserError(
-            f'row "{run.row}", seed {run.seed} stopped with status {status} (see above); mend it '
-            'and start the same command again: finished runs are kept.'
-        )
+def result(run: planned.Run, metric: str) -> float | None:
+    """The metric at the run's last step; None where the run has not come there.
+
+    Raises UserError where the work directory holds a run of another config or of other weights.
+    """
+    return planned.figures(run).get(metric)
+
+
+def _check_result(run: planned.Run, metric: str) -> None:
     if result(run, metric) is None:
         raise UserError(
-            f'row "{run.row}", seed {run.seed} ended without {metric}; name a metric that stands '
+            f'row "{run.name}", seed {run.seed} ended without {metric}; name a metric that stands '
             f'in {run.workdir / METRICS_FILE}.'
         )
 
 
-def result(run: Run, metric: str) -> float | None:
-    """The metric at the run's last step; None where the run has not come there.
-
-    Raises UserError where the work directory holds a run of another config.
-    """
-    from mim_jax import work_directory
-
-    if not (run.workdir / work_directory.CONFIG_FILE).exists():
-        return None
-    work_directory.check(run.workdir, run.experiment)
-    values = read_metrics(run.workdir)
-    found = [v[metric] for v in values if v['step'] == run.total_steps and metric in v]
-    return found[-1] if found else None
-
-
-def table(runs: list[Run], metric: str) -> str:
+def table(runs: list[planned.Run], metric: str) -> str:
     """Markdown: a row per row, mean and sample standard deviation over seeds, every seed."""
     seeds = sorted({run.seed for run in runs})
-    values = {row: {} for row in dict.fromkeys(run.row for run in runs)}
+    values = {row: {} for row in dict.fromkeys(run.name for run in runs)}
     for run in runs:
-        values[run.row][run.seed] = result(run, metric)
+        values[run.name][run.seed] = result(run, metric)
     header = ['', f'{metric}, mean ± std', *(f'seed {seed}' for seed in seeds)]
     lines = [header, ['---'] * len(header)]
     for row, by_seed in values.items():

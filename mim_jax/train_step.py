@@ -1,5 +1,5 @@
-"""The training state and the jitted update: views, loss, gradients, accumulation, clipping, AdamW,
-EMA.
+"""The training state and the jitted update: views, loss, gradients, accumulation, clipping, the
+optimiser, EMA.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from flax import traverse_util
 from mim_jax import averages, keys, sharding
 from mim_jax.averages import Average
 from mim_jax.losses import Weighted
-from mim_jax.optimizers import Schedule
+from mim_jax.optimizers import Schedule, trained
 
 Batch = dict[str, jax.Array]
 
@@ -42,7 +42,8 @@ class TrainStep:
         objective: see `mim_jax.objectives.base.Objective`.
         augment: function (keys [B], batch as read) -> batch with float32 views in [0, 1]: the
             device half of the data, see `mim_jax.data.augment.augment_views`.
-        optimizer: optax transformation over `params`.
+        optimizer: optax transformation over the parts of `params` that are trained.
+        frozen: the parts of `params` that are not; they get no gradient and no optimiser state.
         schedule: learning rate by step, for the log.
         seed: all randomness is a function of (seed, step, name).
         accumulation: microbatches per step; the update equals the full batch's.
@@ -60,6 +61,7 @@ class TrainStep:
     average: Average
     average_decay: Schedule | None
     mesh: jax.sharding.Mesh
+    frozen: tuple[str, ...] = ()
 
     def init(
         self, images: jax.ShapeDtypeStruct | jax.Array, started: dict[str, Any] | None = None
@@ -75,7 +77,7 @@ class TrainStep:
             variables['params'] = traverse_util.unflatten_dict(flat)
         if self.average_decay is not None:
             variables['ema'] = jax.tree.map(jnp.array, self.average.of(variables['params']))
-        opt_state = self.optimizer.init(variables['params'])
+        opt_state = self.optimizer.init(self._trained(variables['params']))
         return TrainState(jnp.zeros((), jnp.int32), variables, opt_state)
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -85,9 +87,9 @@ class TrainStep:
         key = jax.random.fold_in(jax.random.key(self.seed), state.step)
         batch = {**batch, 'keys': keys.per_example(key, batch['images'].shape[0])}
         grads, metrics, extra = self._gradients(state, batch, keys.named(key, 'loss'))
-        params = state.variables['params']
+        params = self._trained(state.variables['params'])
         updates, opt_state = self.optimizer.update(grads, state.opt_state, params)
-        params = optax.apply_updates(params, updates)
+        params = state.variables['params'] | optax.apply_updates(params, updates)
         variables = {**state.variables, 'params': params}
         if extra:
             variables['state'] = extra
@@ -101,9 +103,12 @@ class TrainStep:
         }
         return TrainState(state.step + 1, variables, opt_state), metrics
 
+    def _trained(self, params: dict[str, Any]) -> dict[str, Any]:
+        return trained(params, frozen=self.frozen)
+
     def _gradients(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[Any, dict, Any]:
         def loss(params: Any, extra: Any, micro: Batch) -> tuple[jax.Array, tuple[dict, Any]]:
-            variables = {**state.variables, 'params': params}
+            variables = {**state.variables, 'params': state.variables['params'] | params}
             if extra:
                 variables['state'] = extra
             with jax.named_scope('augment'):
@@ -117,7 +122,8 @@ class TrainStep:
             return value, ({'loss': value, **metrics}, extra, weight)
 
         gradient = jax.grad(loss, has_aux=True)
-        params, extra = state.variables['params'], state.variables.get('state', {})
+        params = self._trained(state.variables['params'])
+        extra = state.variables.get('state', {})
         if self.accumulation == 1:
             grads, (metrics, extra, _) = gradient(params, extra, batch)
             return grads, metrics, extra

@@ -11,11 +11,20 @@ import jax
 import numpy as np
 import pytest
 
-from mim_jax import data, experiment, panels, sharding
+from mim_jax import data, encoding, experiment, panels, sharding
 from mim_jax.data import Colors, View
 from mim_jax.errors import UserError
 from mim_jax.evaluation import Evaluation
-from mim_jax.evaluators import EVALUATORS, KNN, FewShot, Health, Linear
+from mim_jax.evaluators import (
+    EVALUATORS,
+    KNN,
+    Attentive,
+    Augmented,
+    FewShot,
+    Health,
+    Linear,
+    recipe,
+)
 from mim_jax.objectives import Classification
 from mim_jax.program import Program
 from mim_jax.visualize import draw
@@ -173,12 +182,22 @@ def test_figures_are_the_same_on_any_mesh_and_batch(class_token_run):
     evaluators = {
         'knn': KNN(k=(3, 10), pool='both'),
         'fewshot': FewShot(shots=(1, 3), pool='class'),
-        'linear': Linear(epochs=20, warmup_epochs=2, learning_rates=(1.0, 30.0)),
+        'linear': Linear(
+            epochs=20,
+            warmup_epochs=2,
+            learning_rates=(1.0, 30.0),
+            pools=('mean', 'both'),
+            blocks=(1, 2),
+        ),
+        'attentive': Attentive(
+            epochs=5, warmup_epochs=1, batch_size=16, learning_rates=(0.1, 1.0), max_train=50
+        ),
         'health': Health(max_train=50),
+        'augmented': Augmented(views=3, max_train=11),
     }
     one, _ = evaluate(class_token_run(devices=1, batch_size=16), evaluators)
     many, _ = evaluate(class_token_run(devices=8, batch_size=24), evaluators)
-    assert len(one) == 14 and one == pytest.approx(many, rel=1e-4)
+    assert len(one) == 22 and one == pytest.approx(many, rel=1e-4)
 
 
 def test_evaluators_share_one_pass_over_a_set(class_token_run, monkeypatch):
@@ -200,6 +219,95 @@ def test_evaluators_share_one_pass_over_a_set(class_token_run, monkeypatch):
     assert sorted(passes) == [20, 32, 64]
     (a, test), (d, unused) = evaluators['a'].given[0], evaluators['d'].given[0]
     assert len(a.rows) == 64 and len(test.rows) == 32 and len(d.rows) == 20 and unused is None
+
+
+def test_layers_are_given_through_the_final_norm(class_token_run):
+    """Against an encoder that ends where the layer does."""
+    run = class_token_run(devices=1, batch_size=16)
+    recipes = recipe('class', blocks=2), recipe('mean', blocks=2), recipe('both', blocks=2)
+    seen = Seen()
+    object.__setattr__(seen, 'recipes', recipes)
+    section = types.SimpleNamespace(evaluators=('seen',), use_ema=False, batch_size=16, seen=seen)
+    run = dataclasses.replace(run, eval=section)
+    source = data.make_source(run.data, split='train')
+    program = make_program(run, source)
+    params = program.init({}).variables['params']
+    norm = params['encoder']['final_norm']
+    norm['scale'] = 2.0 * norm['scale']  # so that two norms would show
+    Evaluation(program, source).run({'params': params})
+    shallow = dict(params['encoder'])
+    shallow['blocks'] = jax.tree.map(lambda x: x[:1], shallow['blocks'])
+    images = np.stack([source[i]['image'] for i in range(64)]).astype(np.float32) / 255
+    whole = program.objective.features({'params': params}, images)
+    short = dataclasses.replace(run.model, depth=1)
+    first = short.apply({'params': shallow}, program.objective.inputs.normalize(images))
+    means = [x.tokens.mean(axis=1) for x in (first, whole)]
+    classes = [x.class_token for x in (first, whole)]
+    found = seen.given[0][0]
+    for rows, expected in zip(
+        (found.rows, *found.further), (classes, means, [*classes, means[1]]), strict=True
+    ):
+        np.testing.assert_allclose(rows, np.concatenate(expected, axis=1), atol=1e-4)
+    assert np.abs(classes[0] - classes[1]).max() > 0.1
+
+
+class Views(Seen):
+    views = 3
+
+
+def test_augmented_views_are_functions_of_image_and_view(class_token_run):
+    given = []
+    for devices, size in (1, 16), (8, 24):
+        run = class_token_run(devices=devices, batch_size=size)
+        crop = dataclasses.replace(run.data.crop, mode='random')
+        run = dataclasses.replace(
+            run, data=dataclasses.replace(run.data, crop=crop, colors=Colors(hue=0.3))
+        )
+        seen = {'some': Views(max_train=10), 'plain': Seen(max_train=10)}
+        evaluate(run, seen)
+        given.append({name: evaluator.given[0] for name, evaluator in seen.items()})
+    (some, test), plain = given[0]['some'], given[0]['plain'][0]
+    assert some.numbers.tolist() == [*range(30)] and len(test.rows) == 96
+    assert some.labels.tolist() == [label for label in plain.labels for _ in range(3)]
+    # Again, and alone on another mesh: the same draws.
+    np.testing.assert_allclose(given[1]['some'][0].rows, some.rows, atol=1e-4)
+    views = some.rows.reshape(10, 3, -1)
+    spread = np.abs(views - views.mean(axis=1, keepdims=True)).max(axis=(1, 2))
+    assert (spread > 1e-3).all() and np.abs(views[:, 0] - plain.rows).max() > 1e-3
+    assert len({*views[:, 0, 0].tolist()}) == 10
+
+
+def test_tokens_are_kept_only_where_they_are_asked_for(class_token_run, monkeypatch):
+    kept = []
+    real = encoding.collect
+
+    def seen(feature_fn, batches):
+        found = real(feature_fn, batches)
+        kept.append({part.pooling: features.rows.shape for part, features in found.items()})
+        return found
+
+    monkeypatch.setattr(encoding, 'collect', seen)
+    attentive = Attentive(epochs=2, warmup_epochs=0, max_train=20, max_test=10)
+    run = class_token_run(devices=1, batch_size=16)
+    evaluate(run, {'attentive': attentive, 'seen': Seen(max_train=20)})
+    assert kept == [
+        {'tokens': (20, 17, 32), 'mean': (20, 32)},
+        {'tokens': (10, 17, 32)},
+        {'mean': (32, 32)},
+    ]
+
+
+def test_too_many_tokens_and_blocks_are_told_at_the_start(class_token_run):
+    run = class_token_run(devices=1, batch_size=16)
+    # 52 images of 17 tokens of 32 numbers of 4 bytes.
+    small = Attentive(max_train=20, max_gigabytes=52 * 17 * 32 * 4.01 / 1e9)
+    evaluate(run, {'attentive': dataclasses.replace(small, epochs=1, warmup_epochs=0)})
+    large = dataclasses.replace(small, max_gigabytes=small.max_gigabytes / 2)
+    match = 'keep 0.000113 GB of features of 52 images .* max_test to 26 together'
+    with pytest.raises(UserError, match=match):
+        evaluate(run, {'attentive': large})
+    with pytest.raises(UserError, match='config.eval.linear asks for the last 3 blocks, .* has 2'):
+        evaluate(run, {'linear': Linear(blocks=(1, 3))})
 
 
 def test_the_worked_example_of_an_evaluator_runs(class_token_run, monkeypatch):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from mim_jax.clock import Clock
-from mim_jax.optimizers import OptimizerConfig, make_optimizer, make_schedule
+from mim_jax.errors import UserError
+from mim_jax.optimizers import OptimizerConfig, make_optimizer, make_schedule, trained
 
 CLOCK = Clock(batch_size=1024, epoch_examples=1024, total_steps=100)
 
@@ -131,7 +132,61 @@ def test_layer_decay_scales_stacked_blocks_one_by_one():
     np.testing.assert_allclose(updates['blocks'], expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize('field', ['learning_rate', 'clip_norm'])
+@pytest.mark.parametrize('field', ['learning_rate', 'clip_norm', 'momentum', 'trust'])
 def test_impossible_values_are_refused(field):
     with pytest.raises(ValueError, match=field):
         OptimizerConfig(**{field: -1.0})
+
+
+@pytest.mark.parametrize('rule', ['lars', 'sgd'])
+def test_lars_and_sgd_equal_a_plain_loop(rule):
+    """facebookresearch/mae, util/lars.py; for each block of a stack by itself."""
+    config = OptimizerConfig(
+        rule=rule,
+        learning_rate=2.0,
+        scaling='none',
+        warmup_steps=2,
+        weight_decay=0.1,
+        momentum=0.8,
+        trust=0.01,
+    )
+    clock = Clock(1024, 1024, 6)
+    schedule = make_schedule(config, clock)
+    rng = np.random.default_rng(0)
+    params = {'w': rng.normal(size=(4, 3)), 'b': rng.normal(size=3), 'zero': np.zeros((2, 2))}
+    params |= {'blocks': rng.normal(size=(2, 3, 3)) * np.array([1, 30])[:, None, None]}
+    decayed = {'w': True, 'b': False, 'zero': True, 'blocks': True}
+    layers = {'w': 0, 'b': 3, 'zero': 3, 'blocks': np.arange(1, 3)}
+    optimizer = make_optimizer(config, schedule, decayed=decayed, layers=layers, num_layers=3)
+    found = jax.tree.map(np.float32, params)
+    state = optimizer.init(found)
+    expected = {name: value.copy() for name, value in params.items()}
+    momentum = {name: np.zeros_like(value) for name, value in params.items()}
+    for step in range(6):
+        grads = {name: rng.normal(size=value.shape) for name, value in params.items()}
+        grads['w'][:] = 0 if step == 1 else grads['w']
+        updates, state = optimizer.update(jax.tree.map(np.float32, grads), state, found)
+        found = jax.tree.map(jnp.add, found, updates)
+        for name, value in expected.items():
+            g = grads[name] + (0.1 * value if decayed[name] else 0)
+            if rule == 'lars' and decayed[name]:
+                for part in [...] if name != 'blocks' else [0, 1]:
+                    norm, step_norm = (np.sqrt((x[part] ** 2).sum()) for x in (value, g))
+                    if norm > 0 and step_norm > 0:
+                        g[part] = g[part] * 0.01 * norm / step_norm
+            momentum[name] = 0.8 * momentum[name] + g
+            expected[name] = value - float(schedule(step)) * momentum[name]
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+    moved = np.abs(expected['blocks'] - params['blocks']).max(axis=(1, 2))
+    assert rule == 'sgd' or moved[1] > 10 * moved[0]  # of its own norm
+
+
+def test_frozen_parts_by_name():
+    params = {'encoder': 1, 'head': 2}
+    assert trained(params, frozen=()) == params
+    assert trained(params, frozen=('encoder',)) == {'head': 2}
+    with pytest.raises(UserError, match="frozen names 'decoder', but .* the parts encoder, head"):
+        trained(params, frozen=('decoder',))
+    with pytest.raises(UserError, match='names all parts'):
+        trained(params, frozen=('encoder', 'head'))

@@ -4,8 +4,10 @@ import dataclasses
 from typing import Any
 
 from mim_jax.config import choice
+from mim_jax.data.randaugment import RandAugment, no_maps
 from mim_jax.data.sources import SOURCES
 from mim_jax.data.view import Colors, Crop, View
+from mim_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +26,7 @@ class DataConfig:
       eval_crop: the share of each side of the largest centred box of the model's aspect ratio that
         is kept for evaluation (0.875 is the usual 256-to-224 centre crop). None: 0.875 where
         training crops at random, 1 / crop.resize where it crops 'simple', else all of it.
+      randaugment: strong changes on the host, behind the crop of every view; off by default.
       shuffle: a new order in every epoch; False keeps the source's order.
       workers: decoding processes; 0 decodes in threads of the training process.
       threads: decoding threads per process.
@@ -43,6 +46,7 @@ class DataConfig:
     eval_crop: float | None = None
     flip: float = 0.0
     colors: Colors = dataclasses.field(default_factory=Colors)
+    randaugment: RandAugment = dataclasses.field(default_factory=RandAugment)
     shuffle: bool = True
     workers: int = 0
     threads: int = 2
@@ -74,8 +78,20 @@ class DataConfig:
             raise ValueError('workers, threads and prefetch must be at least 0')
 
     def view(self, **changes: Any) -> View:
-        """A view of this section's crop, size, flip and colours, but for the fields named."""
+        """A view of this section's crop, size, flip and colours, but for the fields named; with
+        RandAugment, if the section has it, before the view's own transforms.
+
+        Raises:
+          UserError: RandAugment, and maps or boxes that would have to follow.
+        """
         view = View(
             crop=self.crop, image_size=tuple(self.image_size), flip=self.flip, colors=self.colors
         )
-        return dataclasses.replace(view, **changes)
+        view = dataclasses.replace(view, **changes)
+        if not self.randaugment.num_ops or view.like is not None:
+            return view
+        if view.maps or view.boxes:
+            raise UserError(no_maps((*view.maps, *(['the boxes'] if view.boxes else []))))
+        fill = tuple(min(255, round(255 * level)) for level in self.mean)
+        augment = dataclasses.replace(self.randaugment, fill=fill)
+        return dataclasses.replace(view, transforms=(augment, *view.transforms))

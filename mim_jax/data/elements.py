@@ -12,6 +12,7 @@ from mim_jax.data.config import DataConfig
 from mim_jax.data.decode import CorruptImage
 from mim_jax.data.specification import batch_spec
 from mim_jax.data.view import View
+from mim_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +54,19 @@ class Elements:
                     element[f'{name}_boxes'] = shown.box
         for field in self.source.fields:
             if field.kind == 'value':
-                element[field.plural] = source[field.name]
+                element[field.plural] = self._known(field, source[field.name], index)
         return {key: self._checked(key, value, index) for key, value in element.items()}
+
+    def _known(self, field, value, index):
+        """The value of a field, which for a class is one of those there are."""
+        count = field.num_classes
+        if count is not None and not (np.min(value) >= 0 and np.max(value) < count):
+            raise UserError(
+                f'{self.source.describe(index)} has the {field.name} {value}, which is none of the '
+                f'{count} classes 0 to {count - 1}: leave its split out (config.data.split, '
+                f'eval_split), or correct the data.'
+            )
+        return value
 
     def blank(self):
         """Zeros, for an item that cannot be read."""

@@ -7,13 +7,14 @@ from mim_jax.errors import UserError
 from mim_jax.keys import named
 
 
-def mix(keys, images, targets, *, mixup=0.0, cutmix=0.0, switch=0.5):
+def mix(keys, images, targets, *, mixup=0.0, cutmix=0.0, switch=0.5, shared=None):
     """Mixes every image, and its target, with its partner's.
 
     mixup (Zhang et al., 2018) blends all pixels; CutMix (Yun et al., 2019) puts a box of the
     partner into the image. As timm's in mode 'elem': every image draws its own share from a Beta
-    distribution, and which of the two happens. The box's sides are cut at the image's edges and
-    the share is corrected to what is left of it.
+    distribution, and which of the two happens. With `shared` as in its mode 'batch': share, box and
+    which of the two are drawn once. The box's sides are cut at the image's edges and the share is
+    corrected to what is left of it.
 
     The partner is half the batch away. With accumulation, row i of the batch is in microbatch
     i mod A, so that partners stay together and are the same in any number of microbatches, as long
@@ -25,6 +26,7 @@ def mix(keys, images, targets, *, mixup=0.0, cutmix=0.0, switch=0.5):
       targets: float [B,K], probabilities of the classes.
       mixup, cutmix: the Beta distribution's parameter; 0: not this one.
       switch: probability of CutMix where both are given.
+      shared: a typed PRNG key for all draws of the whole batch, in place of `keys`.
 
     Returns:
       Images and targets of the same shapes.
@@ -39,6 +41,8 @@ def mix(keys, images, targets, *, mixup=0.0, cutmix=0.0, switch=0.5):
             f'mixing pairs the images of a batch, or of a microbatch: {len(images)} is odd; change '
             f'config.data.batch_size or config.train.accumulation.'
         )
+    if shared is not None:
+        keys = jnp.broadcast_to(shared, keys.shape)
     happens = _uniform(keys, 'switch') < (switch if mixup and cutmix else float(bool(cutmix)))
     shares = jnp.where(happens, _beta(keys, 'cutmix', cutmix), _beta(keys, 'mixup', mixup))
     outside, boxed_shares = _outside_of_box(keys, shares, size=images.shape[1:3])

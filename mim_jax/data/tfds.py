@@ -5,10 +5,14 @@ decode-and-crop; TFDS's readers would decode the whole image first.
 """
 
 import dataclasses
+import re
+from pathlib import Path
 
 import numpy as np
 
+from mim_jax.data.decode import CorruptImage
 from mim_jax.data.fields import Field, image_fields
+from mim_jax.data.shards import check_shards
 from mim_jax.errors import UserError
 
 
@@ -80,20 +84,13 @@ class TfdsImages:
       maps: name of a feature -> the field of kind map that it becomes, whatever is declared.
 
     Raises:
-      UserError: not prepared there, not as ArrayRecord, or without that split, an image, or a
-        feature that `maps` names.
+      UserError: not prepared there, not as ArrayRecord, without that split, an image or a feature
+        that `maps` names, or one of the split's files is missing or damaged at its end.
     """
 
     def __init__(self, name, *, data_dir=None, split, maps=None):
         builder = _builder(name, data_dir)
-        try:
-            source = builder.as_data_source(split=split)
-        except (KeyError, ValueError) as error:
-            raise UserError(
-                f'config.data.split or config.data.eval_split: {name} has no split {split!r}, but '
-                f'{", ".join(sorted(builder.info.splits))}'
-            ) from error
-        self._records = source.data_source
+        shards = _shards(builder, name, split)
         self._keys = _fields(builder.info, maps or {})
         if not any(field.name == 'image' for field in self._keys.values()):
             raise UserError(
@@ -102,6 +99,9 @@ class TfdsImages:
             )
         self.fields = tuple(self._keys.values())
         self._name = f'{name} {split}'
+        mend = f'copy it anew, or prepare the dataset again by `{_command(name, data_dir)}`'
+        check_shards(shards, mend=mend)
+        self._records = builder.as_data_source(split=split).data_source
 
     def __len__(self):
         return len(self._records)
@@ -109,7 +109,11 @@ class TfdsImages:
     def __getitem__(self, index):
         from tensorflow_datasets.proto import tf_example_pb2
 
-        features = tf_example_pb2.Example.FromString(self._records[index]).features.feature
+        try:
+            record = self._records[index]
+        except RuntimeError as error:  # a part of the file is damaged, or the file is gone
+            raise CorruptImage(str(error)) from error
+        features = tf_example_pb2.Example.FromString(record).features.feature
         item = {}
         for key, field in self._keys.items():
             if field.kind == 'value':
@@ -129,19 +133,19 @@ def _builder(name, data_dir):
     import tensorflow_datasets as tfds
 
     where, field = data_dir or '~/tensorflow_datasets', 'config.data.source.dataset'
-    command = f'tfds build {name} --file_format=array_record'
-    if data_dir:
-        command += f' --data_dir={data_dir}'
+    command = _command(name, data_dir)
     try:
         builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
         prepared = bool(builder.info.splits)
     except (tfds.core.DatasetNotFoundError, ImportError, AssertionError) as error:
+        _refuse_inner_folder(name, data_dir)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f'{field}: {name} is not prepared in {where} and unknown to TensorFlow Datasets '
             f'({reason}): prepare it on a machine with TensorFlow by `{command}`'
         ) from error
     if not prepared:
+        _refuse_inner_folder(name, data_dir)
         raise UserError(
             f'{field}: {name} is not prepared in {where}: prepare it on a machine with TensorFlow '
             f'by `{command}`'
@@ -153,6 +157,46 @@ def _builder(name, data_dir):
             f'needs TensorFlow to read: prepare it as ArrayRecord by `{command}`'
         )
     return builder
+
+
+def _command(name, data_dir):
+    """What prepares a dataset."""
+    where = f' --data_dir={data_dir}' if data_dir else ''
+    return f'tfds build {name} --file_format=array_record{where}'
+
+
+def _refuse_inner_folder(name, data_dir):
+    """Raises UserError where `data_dir` is the prepared dataset's own folder or one inside it."""
+    if not data_dir:
+        return
+    path = Path(data_dir).expanduser().absolute()
+    base = re.split('[:/]', name)[0]
+    # DATA_DIR/NAME/VERSION, or DATA_DIR/NAME/CONFIG/VERSION, holds dataset_info.json.
+    deep = any(any(path.glob(f'{inner}dataset_info.json')) for inner in ('', '*/', '*/*/'))
+    own = next((folder for folder in (path, *path.parents[:2]) if folder.name == base), None)
+    if deep and own is not None:
+        raise UserError(
+            f'config.data.source.path: {data_dir} is inside the folder of {base} itself: give '
+            f'{own.parent}, which holds it'
+        )
+
+
+def _shards(builder, name, split):
+    """The files of a split or of a slice of one, and what to take of each."""
+    field, splits = 'config.data.split or config.data.eval_split', builder.info.splits
+    try:
+        shards = splits[split].file_instructions
+    except (KeyError, ValueError) as error:
+        if split.split('[')[0] in splits:
+            raise UserError(
+                f'{field}: {split!r} is no part of {name} ({str(error).splitlines()[-1]})'
+            ) from error
+        raise UserError(
+            f'{field}: {name} has no split {split!r}, but {", ".join(sorted(splits))}'
+        ) from error
+    if not shards:
+        raise UserError(f'{field}: {split!r} of {name} has no records: take a larger part')
+    return shards
 
 
 def _fields(info, maps):

@@ -6,15 +6,20 @@ is an evaluator that is given the objective instead, and asks it for what it pre
 """
 
 from mim_jax.evaluators.accuracy import Accuracy
+from mim_jax.evaluators.attentive import Attentive
+from mim_jax.evaluators.augmented import Augmented
 from mim_jax.evaluators.base import Evaluator, Judge, Test
 from mim_jax.evaluators.features import (
     POOLINGS,
     Features,
+    Part,
     Pool,
     collect,
     gather,
     pool_tokens,
     pooled,
+    recipe,
+    recipes,
 )
 from mim_jax.evaluators.fewshot import FewShot
 from mim_jax.evaluators.health import Health
@@ -22,13 +27,15 @@ from mim_jax.evaluators.judged import Judged
 from mim_jax.evaluators.knn import KNN
 from mim_jax.evaluators.linear import Linear
 from mim_jax.evaluators.segmentation import Segmentation
-from mim_jax.evaluators.subset import EvenlySpaced
+from mim_jax.evaluators.subset import EvenlySpaced, Repeated
 
 __all__ = [
     'EVALUATORS',
     'KNN',
     'POOLINGS',
     'Accuracy',
+    'Attentive',
+    'Augmented',
     'Evaluator',
     'EvenlySpaced',
     'Features',
@@ -37,20 +44,26 @@ __all__ = [
     'Judge',
     'Judged',
     'Linear',
+    'Part',
     'Pool',
+    'Repeated',
     'Segmentation',
     'Test',
     'collect',
     'gather',
     'pool_tokens',
     'pooled',
+    'recipe',
+    'recipes',
 ]
 
 EVALUATORS: dict[str, type[Evaluator] | type[Judge]] = {
     'knn': KNN,
     'fewshot': FewShot,
     'linear': Linear,
+    'attentive': Attentive,
     'health': Health,
+    'augmented': Augmented,
     'accuracy': Accuracy,
     'segmentation': Segmentation,
 }

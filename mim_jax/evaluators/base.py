@@ -19,6 +19,11 @@ class Evaluator(Protocol):
       looks at it (and then has no field `max_test`).
     pool: the feature of an image, one of `features.POOLINGS`.
     max_train, max_test: so many images of each split, evenly spaced over it; None: all.
+
+    It may also have
+    recipes: the features of an image, in place of the one of `pool` (`features.recipe`).
+    views: so many augmented views of each image are given in place of the image itself.
+    max_gigabytes: a run does not start where the features that it asks for take more.
     """
 
     labels: ClassVar[bool]

@@ -17,7 +17,14 @@ from scipy import linalg, special
 
 from mim_jax.errors import UserError
 from mim_jax.evaluators.base import Test
-from mim_jax.evaluators.features import Features, Pool, check_fields, check_labels, gather
+from mim_jax.evaluators.features import (
+    Features,
+    Pool,
+    check_fields,
+    check_finite,
+    check_labels,
+    gather,
+)
 
 ROWS = 8192  # test images whose class scores are held at once
 CONFIDENCE = 0.95
@@ -48,6 +55,8 @@ class FewShot:
     def __post_init__(self):
         if not self.shots or min(self.shots) < 1:
             raise ValueError(f'shots must be at least 1, not {self.shots}')
+        if len({*self.shots}) < len(self.shots):
+            raise ValueError(f'shots must be different numbers, not {self.shots}')
         if self.draws < 1:
             raise ValueError(f'draws must be at least 1, not {self.draws}')
         if not self.l2 or not min(self.l2) > 0:
@@ -61,11 +70,12 @@ class FewShot:
         shots and, with several draws, ('top1_5shot_ci95', half the width of that mean's 95 %
         confidence interval by Student's t).
 
-        Raises UserError for a class with fewer training images than shots, an empty split or labels
-        outside 0..num_classes-1.
+        Raises UserError for a class with fewer training images than shots, an empty split, labels
+        outside 0..num_classes-1 or features that are not finite.
         """
         for features, split in (train, 'training'), (test, 'test'):
             check_labels(features, num_classes=num_classes, evaluator='few-shot', split=split)
+            check_finite(features, evaluator='few-shot', split=split)
         numbers, labels = (gather(x) for x in (train.numbers, train.labels))
         order = np.argsort(numbers)
         numbers, labels = numbers[order], labels[order]

@@ -15,9 +15,9 @@ import numpy as np
 
 from mim_jax.errors import UserError
 from mim_jax.evaluators.base import Test
-from mim_jax.evaluators.features import Features, Pool, check_fields, gather, unit
+from mim_jax.evaluators.features import Features, Pool, check_fields, check_finite, gather, unit
 
-EPSILON = 1e-7  # RankMe's
+EPSILON = 1e-7  # of RankMe and LiDAR
 TEMPERATURE = 2.0  # the paper's t of the uniformity
 ROWS = 1024  # features that are worked on at once, in float64 or with all others
 
@@ -42,12 +42,14 @@ class Health:
         self, train: Features, test: None = None, *, num_classes: int | None = None
     ) -> Iterator[tuple[str, float]]:
         """Yields ('rankme', 1 to the smaller of images and width) and ('uniformity', -8 to 0, lower
-        being more uniform). Raises UserError for fewer than two images.
+        being more uniform). Raises UserError for fewer than two images, and features that are not
+        finite.
         """
         count = int(gather(np.array([len(train.rows)])).sum())
         if count < 2:
             raise UserError(f'The health evaluator needs two images or more, not {count}.')
-        yield 'rankme', rankme(singular_values(train.rows))
+        check_finite(train, evaluator='health', split='training')
+        yield 'rankme', effective_rank(singular_values(train.rows))
         yield 'uniformity', uniformity(unit(train.rows))
 
 
@@ -65,12 +67,12 @@ def singular_values(rows: np.ndarray) -> np.ndarray:
     return np.sqrt(np.maximum(squares, 0))
 
 
-def rankme(values: np.ndarray) -> float:
-    """Effective rank of features with these singular values: the exponential of the entropy of
-    their shares p = value / sum + EPSILON.
+def effective_rank(values: np.ndarray) -> float:
+    """The exponential of the entropy of the shares p = value / sum + EPSILON of values that are not
+    negative: RankMe of singular values, LiDAR of eigenvalues.
     """
     if not values.any():
-        return 1.0  # all features are zero; the shares are not defined
+        return 1.0  # all are zero: the shares are not defined
     shares = values / values.sum() + EPSILON
     return float(np.exp(-np.sum(shares * np.log(shares))))
 

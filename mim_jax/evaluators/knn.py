@@ -25,6 +25,7 @@ from mim_jax.evaluators.features import (
     Features,
     Pool,
     check_fields,
+    check_finite,
     check_labels,
     gather,
     unit,
@@ -60,6 +61,8 @@ class KNN:
     def __post_init__(self):
         if not self.all_k or min(self.all_k) < 1:
             raise ValueError(f'k must be at least 1, not {self.k}')
+        if len({*self.all_k}) < len(self.all_k):
+            raise ValueError(f'k must be different numbers, not {self.k}')
         if not self.temperature > 0:
             raise ValueError(f'temperature must be positive, not {self.temperature}')
         check_fields(self)
@@ -74,13 +77,14 @@ class KNN:
         """Yields ('top1', share correct in 0..1), ('top5', …) where there are more than 5 classes,
         and for every further k ('top1_k10', …), ….
 
-        See `evaluators.Evaluator` for the arguments. Raises UserError for an empty split or labels
-        outside 0..num_classes-1.
+        See `evaluators.Evaluator` for the arguments. Raises UserError for an empty split, labels
+        outside 0..num_classes-1, or features that are not finite.
         """
         check = functools.partial(check_labels, num_classes=num_classes, evaluator='kNN')
-        check(train, split='training')
-        if test is not None:
-            check(test, split='test')
+        for features, split in (train, 'training'), (test, 'test'):
+            if features is not None:
+                check(features, split=split)
+                check_finite(features, evaluator='kNN', split=split)
         queries = (train if test is None else test).gathered()
         similarities, labels = nearest(
             unit(train.rows),

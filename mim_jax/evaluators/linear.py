@@ -3,8 +3,9 @@
 The recipe is MAE's (He et al., CVPR 2022, appendix A.1; github.com/facebookresearch/mae,
 main_linprobe.py and util/lars.py): batch norm without affine, LARS without weight decay, momentum
 0.9, cosine with linear warm-up, a kernel drawn with deviation 0.01. As in DINOv2 (Oquab et al.,
-TMLR 2024) several learning rates are trained on the same features, and one is chosen; here on a
-part of the training images that is held out from training, not on the test images.
+TMLR 2024; github.com/facebookresearch/dinov2, eval/linear.py) several learning rates are trained on
+the features of several poolings and numbers of last blocks, and one combination is chosen; here on
+a part of the training images that is held out from training, not on the test images.
 
 Two things differ from MAE: features are those of whole images, without augmentation, so that the
 encoder sees each image once; and as they are frozen, batch norm's averages are the training images'
@@ -16,7 +17,7 @@ Every process trains the same classifiers, on its first device; each judges its 
 import dataclasses
 import functools
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,16 @@ from jax.sharding import AxisType, Mesh
 from mim_jax import keys
 from mim_jax.errors import UserError
 from mim_jax.evaluators.base import Test
-from mim_jax.evaluators.features import Features, Pool, check_fields, check_labels, gather
+from mim_jax.evaluators.features import (
+    Features,
+    Pool,
+    Recipe,
+    check_fields,
+    check_finite,
+    check_labels,
+    gather,
+    recipe,
+)
 
 MOMENTUM = 0.9
 TRUST = 0.001
@@ -45,6 +55,8 @@ class Linear:
       what is left of an epoch after its last full batch is dropped.
     holdout: share of the training images that choose the learning rate, and train nothing.
     seed: of the held-out part, the kernels and the order.
+    pools: poolings that are tried, each with all of `blocks`; (): `pool` alone.
+    blocks: how many last blocks a feature is made of, see `features.recipe` (DINOv2: 1 and 4).
     pool, max_train, max_test: see `evaluators.Evaluator`.
     """
 
@@ -57,79 +69,125 @@ class Linear:
     batch_size: int = 1024
     holdout: float = 0.1
     seed: int = 0
+    pools: tuple[Pool, ...] = ()
+    blocks: tuple[int, ...] = (1,)
     pool: Pool = 'mean'
     max_train: int | None = None
     max_test: int | None = None
 
     def __post_init__(self):
-        if not self.learning_rates or not min(self.learning_rates) > 0:
-            raise ValueError(f'learning_rates must be positive, not {self.learning_rates}')
-        if self.epochs < 1 or self.batch_size < 1:
-            raise ValueError(
-                f'epochs and batch_size must be at least 1, not {self.epochs} and {self.batch_size}'
-            )
-        if not 0 <= self.warmup_epochs < self.epochs:
-            raise ValueError(
-                f'warmup_epochs must be at least 0 and below epochs = {self.epochs}, '
-                f'not {self.warmup_epochs}'
-            )
-        if not 0 < self.holdout < 1:
-            raise ValueError(f'holdout must be between 0 and 1, not {self.holdout}')
+        check_training(self)
         check_fields(self)
+        if not self.blocks or min(self.blocks) < 1 or len({*self.blocks}) < len(self.blocks):
+            raise ValueError(f'blocks must be different numbers from 1, not {self.blocks}')
+        if len({*self.pools}) < len(self.pools):
+            raise ValueError(f'pools must be different, not {self.pools}')
+
+    @property
+    def recipes(self) -> tuple[Recipe, ...]:
+        return tuple(recipe(pool, blocks=blocks) for pool, blocks in self._tried)
+
+    @property
+    def _tried(self) -> list[tuple[Pool, int]]:
+        return [(pool, n) for pool in self.pools or (self.pool,) for n in self.blocks]
 
     def run(
         self, train: Features, test: Features, *, num_classes: int
     ) -> Iterator[tuple[str, float]]:
         """Yields ('top1', share correct in 0..1 of the test images), ('top5', …) where there are
-        more than 5 classes, and of the learning rate that was chosen ('holdout_top1', …) and
-        ('learning_rate', …).
+        more than 5 classes, and of the combination that was chosen ('holdout_top1', …),
+        ('learning_rate', …) and, where there are several, ('pool', its place in `pools` from 0) and
+        ('blocks', …).
 
-        Raises UserError for fewer than two training images, an empty split or labels outside
-        0..num_classes-1.
+        Raises UserError for fewer than two training images, an empty split, labels outside
+        0..num_classes-1 or features that are not finite.
         """
         for features, split in (train, 'training'), (test, 'test'):
             check_labels(features, num_classes=num_classes, evaluator='linear', split=split)
+            check_finite(features, evaluator='linear', split=split)
         train = train.gathered()
         if len(train.rows) < 2:
             raise UserError('The linear evaluator needs two training images or more, not 1.')
         held, trained = self._split(train)
-        mean = trained.rows.mean(axis=0, dtype=np.float64).astype(np.float32)
-        variance = np.mean(np.square(trained.rows - mean), axis=0, dtype=np.float64)
-        scale = (1 / np.sqrt(variance + VARIANCE_EPSILON)).astype(np.float32)
-
-        def normalised(features: Features) -> np.ndarray:
-            return (features.rows - mean) * scale
-
+        best = None
         # One device, whatever mesh the trainer has set.
-        mesh = Mesh(np.array(jax.local_devices()[:1]), ('one',), axis_types=(AxisType.Auto,))
-        with jax.set_mesh(mesh):
-            models = fit(
-                jnp.asarray(normalised(trained)),
-                jnp.asarray(trained.labels),
-                num_classes=num_classes,
-                learning_rates=self.learning_rates,
-                epochs=self.epochs,
-                warmup_epochs=self.warmup_epochs,
-                batch_size=self.batch_size,
-                seed=self.seed,
-            )
-            chosen = (ranks(models, normalised(held), held.labels) < 1).mean(axis=1)
-            best = int(chosen.argmax())  # the first of equally good ones
-            model = jax.tree.map(lambda x: x[best : best + 1], models)
-            mine = ranks(model, normalised(test), test.labels)[0]
+        with jax.set_mesh(one_device()):
+            for number in range(len(self.recipes)):
+                mine, held_out = _rows(trained, number), _rows(held, number)
+                mean, scale = standardisation(mine)
+                models = fit(
+                    jnp.asarray((mine - mean) * scale),
+                    jnp.asarray(trained.labels),
+                    num_classes=num_classes,
+                    learning_rates=self.learning_rates,
+                    epochs=self.epochs,
+                    warmup_epochs=self.warmup_epochs,
+                    batch_size=self.batch_size,
+                    seed=self.seed,
+                )
+                correct = (ranks(models, (held_out - mean) * scale, held.labels) < 1).mean(axis=1)
+                rate = int(correct.argmax())  # the first of equally good ones
+                if best is None or correct[rate] > best[0]:
+                    model = jax.tree.map(lambda x, i=rate: x[i : i + 1], models)
+                    best = correct[rate], number, rate, model, mean, scale
+            accuracy, number, rate, model, mean, scale = best
+            mine = ranks(model, (_rows(test, number) - mean) * scale, test.labels)[0]
         found = gather(mine)
         yield 'top1', float(np.mean(found < 1))
         if num_classes > 5:
             yield 'top5', float(np.mean(found < 5))
-        yield 'holdout_top1', float(chosen[best])
-        yield 'learning_rate', self.learning_rates[best]
+        yield 'holdout_top1', float(accuracy)
+        yield 'learning_rate', self.learning_rates[rate]
+        if len(self.pools) > 1:
+            yield 'pool', float(number // len(self.blocks))
+        if len(self.blocks) > 1:
+            yield 'blocks', float(self._tried[number][1])
 
     def _split(self, train: Features) -> tuple[Features, Features]:
         """The held-out images and those that are trained on; at least one of each."""
-        count = len(train.rows)
-        order = np.random.default_rng(self.seed).permutation(count)
-        held = min(max(round(self.holdout * count), 1), count - 1)
-        return train.select(np.sort(order[:held])), train.select(np.sort(order[held:]))
+        held, trained = hold_out(len(train.rows), holdout=self.holdout, seed=self.seed)
+        return train.select(held), train.select(trained)
+
+
+def check_training(evaluator: Any) -> None:
+    """Raises ValueError for a wrong value among the fields of a training with several rates."""
+    if not evaluator.learning_rates or not min(evaluator.learning_rates) > 0:
+        raise ValueError(f'learning_rates must be positive, not {evaluator.learning_rates}')
+    epochs, batch_size = evaluator.epochs, evaluator.batch_size
+    if epochs < 1 or batch_size < 1:
+        raise ValueError(f'epochs and batch_size must be at least 1, not {epochs} and {batch_size}')
+    if not 0 <= evaluator.warmup_epochs < epochs:
+        raise ValueError(
+            f'warmup_epochs must be at least 0 and below epochs = {epochs}, '
+            f'not {evaluator.warmup_epochs}'
+        )
+    if not 0 < evaluator.holdout < 1:
+        raise ValueError(f'holdout must be between 0 and 1, not {evaluator.holdout}')
+
+
+def one_device() -> Mesh:
+    """A mesh of this process's first device."""
+    return Mesh(np.array(jax.local_devices()[:1]), ('one',), axis_types=(AxisType.Auto,))
+
+
+def hold_out(count: int, *, holdout: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Places int of `count` images, rising: those held out and the others; at least one of each."""
+    order = np.random.default_rng(seed).permutation(count)
+    held = min(max(round(holdout * count), 1), count - 1)
+    return np.sort(order[:held]), np.sort(order[held:])
+
+
+def standardisation(
+    rows: np.ndarray, *, epsilon: float = VARIANCE_EPSILON
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and 1 / deviation, float32 [D], of rows [n,D]: a batch norm of all of them."""
+    mean = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
+    variance = np.mean(np.square(rows - mean), axis=0, dtype=np.float64)
+    return mean, (1 / np.sqrt(variance + epsilon)).astype(np.float32)
+
+
+def _rows(features: Features, number: int) -> np.ndarray:
+    return (features.rows, *features.further)[number]
 
 
 def lars() -> optax.GradientTransformation:

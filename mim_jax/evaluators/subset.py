@@ -1,4 +1,4 @@
-"""A part of a source that stands for the whole of it."""
+"""A part of a source that stands for the whole of it, and a source several times over."""
 
 import dataclasses
 from typing import Any
@@ -35,3 +35,24 @@ class EvenlySpaced:
         if not 0 <= index < len(self):
             raise IndexError(f'{index} is outside a source of {len(self)} items')
         return index * len(self.source) // len(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Repeated:
+    """A data source that has every item of `source` `times` times in a row."""
+
+    source: Any
+    times: int
+
+    def __len__(self) -> int:
+        return len(self.source) * self.times
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.source[index // self.times]
+
+    def describe(self, index: int) -> str:
+        return self.source.describe(index // self.times)
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        return self.source.fields

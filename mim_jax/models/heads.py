@@ -5,10 +5,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mim_jax.errors import UserError
 from mim_jax.models.initializers import kernel_init
+from mim_jax.models.pooling import AttentivePool
 from mim_jax.models.tokenwise import Linear, layer_norm
 
-POOLINGS = ('mean', 'class_token')
+POOLINGS = ('mean', 'class_token', 'attentive')
 HIDDEN_ACTIVATIONS = {'relu': jax.nn.relu, 'tanh': jnp.tanh}
 BATCH_NORM_EPS = 1e-5
 
@@ -77,6 +79,26 @@ class LevelHeads(nn.Module):
         return heads(self.features, self.initialization, self.dtype, name='heads')(fused)
 
 
+def check_levels(levels, fusion, *, student, teacher):
+    """Raises UserError where `LevelHeads` cannot predict the `levels` last blocks of a teacher from
+    a student; both are given by their numbers of blocks.
+    """
+    if not 1 <= levels <= teacher:
+        raise UserError(f'config.objective.levels = {levels}: the teacher has {teacher} blocks.')
+    if fusion != 'sum' and student != teacher:
+        raise UserError(
+            f'config.objective.fusion = {fusion!r} needs as many blocks in the student ({student}) '
+            f"as in the teacher ({teacher}); change config.model.depth, or set fusion to 'sum'."
+        )
+
+
+def side_by_side(levels):
+    """[B,1+N,L,D], as `Encoded.stacked` gives it, without the class token and the levels side by
+    side: [B,N,L*D].
+    """
+    return levels[:, 1:].reshape(levels.shape[0], levels.shape[1] - 1, -1)
+
+
 class MLPHead(nn.Module):
     """Two linear layers with an activation between them: [...,D] to float32 [...,features].
 
@@ -125,12 +147,17 @@ class BatchNorm(nn.Module):
 
 
 class PooledClassifier(nn.Module):
-    """Logits float32 [B,classes] from an `Encoded`: of the mean patch token or the class token.
+    """Logits float32 [B,classes] from an `Encoded`: of the mean patch token, the class token, or
+    all of them by `AttentivePool` with `heads`.
 
     With `norm` a LayerNorm follows the pooling (then the encoder needs no final norm: the form of
     BEiT's and MAE's fine-tuning). The kernel starts as a normal of deviation 0.02 cut at one
     deviation, times `init_scale`; 0.001 in those recipes, so that logits start nearly equal.
-    Parameters: norm, linear.
+    Parameters: pool, norm, linear.
+
+    With `batch_norm` the linear layer is fed (x - mean) / sqrt(var + 1e-6), without parameters (the
+    form of MAE's linear probe): with `train` of the batch in hand, however it is split over
+    devices, else of the running averages (decay 0.9) in the collection `batch_stats`.
     """
 
     classes: int
@@ -138,18 +165,33 @@ class PooledClassifier(nn.Module):
     norm: bool = True
     norm_eps: float = 1e-6
     init_scale: float = 0.001
+    batch_norm: bool = False
+    heads: int = 1
     dtype: str = 'float32'
 
     @nn.compact
-    def __call__(self, encoded):
+    def __call__(self, encoded, train=False):
         if self.pooling not in POOLINGS:
             raise ValueError(f'pooling is {self.pooling!r}, allowed: {", ".join(POOLINGS)}')
         if self.pooling == 'mean':
             x = encoded.tokens.mean(axis=1, dtype=jnp.float32)
-        else:
+        elif self.pooling == 'class_token':
             x = encoded.class_token
+        else:
+            pool = AttentivePool(self.heads, self.norm_eps, self.dtype, name='pool')
+            x = pool(encoded.class_and_patches)
         if self.norm:
             x = layer_norm(self.norm_eps, self.dtype, 'norm')(x)
+        if self.batch_norm:
+            x = nn.BatchNorm(
+                use_running_average=not train,
+                momentum=0.9,
+                epsilon=1e-6,
+                use_scale=False,
+                use_bias=False,
+                use_fast_variance=False,
+                name='batch_norm',
+            )(x.astype(jnp.float32))
         init = kernel_init('beit', scale=self.init_scale)
         logits = nn.Dense(self.classes, dtype=self.dtype, kernel_init=init, name='linear')(x)
         return logits.astype(jnp.float32)

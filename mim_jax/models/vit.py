@@ -67,6 +67,17 @@ class Encoded:
     queries_keys: dict[int, tuple[jax.Array, jax.Array]] = dataclasses.field(default_factory=dict)
     hook_state: Any = None
 
+    @property
+    def class_and_patches(self) -> jax.Array:
+        """All tokens but the registers: [B,1+N,D], or without a class token [B,N,D]."""
+        if self.class_token is None:
+            return self.tokens
+        return jnp.concatenate([self.class_token[:, None], self.tokens], axis=1)
+
+    def stacked(self, blocks: tuple[int, ...]) -> jax.Array:
+        """Class token and patches after these blocks, [B,1+N,L,D]; `layers` holds them."""
+        return jnp.stack([self.layers[block].class_and_patches for block in blocks], axis=2)
+
 
 @dataclasses.dataclass(frozen=True)
 class ViT:
@@ -177,6 +188,16 @@ class ViT:
             condition=condition,
             hook=hook,
         )
+
+    def normed(self, params, encoded) -> Encoded:
+        """Tokens of a layer, an `Encoded` as in `Encoded.layers`, through the final norm (if there
+        is one): what they would be if that layer were the last.
+        """
+        if not self.final_norm:
+            return encoded
+        norm = layer_norm(self.norm_eps, self.dtype, None)
+        variables = {'params': params['final_norm']}
+        return jax.tree.map(functools.partial(norm.apply, variables), encoded)
 
     def _check(self, asked, condition):
         """Raises ValueError for what this encoder cannot give, UserError for a useless field."""

@@ -131,9 +131,20 @@ class Objective:
         """
         raise NotImplementedError
 
-    def features(self, variables: Variables, images: jax.Array) -> Encoded:
-        """What the encoder makes of whole images [B,H,W,C] in [0, 1]."""
-        return self.encode(variables['params'], images)
+    def features(
+        self, variables: Variables, images: jax.Array, *, layers: tuple[int, ...] = ()
+    ) -> Encoded:
+        """What the encoder makes of whole images [B,H,W,C] in [0, 1].
+
+        layers: numbers of blocks whose tokens are given too, through the final norm.
+        """
+        params = variables['params']
+        encoded = self.encode(params, images, layers=layers)
+        normed = {
+            block: self.encoder.normed(params['encoder'], level)
+            for block, level in encoded.layers.items()
+        }
+        return encoded.replace(layers=normed)
 
     def pictures(
         self, variables: Variables, batch: Batch, key: jax.Array, step: jax.Array
@@ -161,7 +172,8 @@ class Objective:
 
     def layers(self, params: Any) -> Any:
         """Tree over `params` of layer ids for layer-wise decay: 0 the embedding, 1 to depth the
-        encoder's blocks (an array for stacked ones), depth + 1 everything after them.
+        encoder's blocks (an array for stacked ones), depth + 1 everything after them, and (as in
+        BEiT's code) the relative position table that all of them share.
         """
         depth = self.encoder.depth
 
@@ -169,7 +181,7 @@ class Objective:
             name = path_name(path)
             if name.startswith('encoder/blocks/'):
                 return np.arange(1, depth + 1)
-            if re.match(r'encoder/(?!final_norm)', name):
+            if re.match(r'encoder/(?!final_norm|relative_position)', name):
                 return 0
             return depth + 1
 

@@ -84,6 +84,45 @@ def test_either_of_both_by_the_switch():
     assert abs(blended.mean() - 0.7) < 0.08
 
 
+@pytest.mark.parametrize('options', [dict(mixup=0.8), dict(cutmix=1.0)])
+def test_a_shared_key_draws_once_for_the_batch(options):
+    """timm's mode `batch`: one share, one box, for every pair."""
+    keys, images, targets = examples()
+    mixed_by = jax.jit(lambda k, shared: mix(k, images, targets, shared=shared, **options))
+    shares = []
+    for seed in range(300):
+        out, mixed = mixed_by(keys, jax.random.key(seed))
+        out, mixed = np.asarray(out), np.asarray(mixed)
+        own = mixed[np.arange(8), np.arange(8)]
+        np.testing.assert_allclose(own, own[0], atol=1e-6)
+        np.testing.assert_allclose(mixed[np.arange(8), partners(8)], 1 - own, atol=1e-6)
+        replaced = (out[1:, ..., 0] - np.arange(1, 8)[:, None, None]) / (
+            partners(8)[1:] - np.arange(1, 8)
+        )[:, None, None]
+        np.testing.assert_allclose(
+            replaced, np.broadcast_to(replaced[0], replaced.shape), atol=1e-5
+        )
+        shares.append(own[0])
+        if seed < 3:
+            np.testing.assert_array_equal(mixed_by(keys[::-1], jax.random.key(seed))[0], out)
+    assert len(set(np.round(shares, 3))) > 20  # of 12 x 10 pixels CutMix leaves few shares
+    if 'mixup' in options:
+        assert stats.kstest(shares, stats.beta(0.8, 0.8).cdf).pvalue > 1e-3
+
+
+def test_a_shared_key_chooses_one_of_both_for_the_batch():
+    keys, images, targets = examples()
+    options = dict(mixup=0.8, cutmix=1.0, switch=0.3)
+    mixed_by = jax.jit(lambda shared: mix(keys, images, targets, shared=shared, **options))
+    kinds = []
+    for seed in range(300):
+        out = np.asarray(mixed_by(jax.random.key(seed))[0])
+        blended = (np.abs(out - out.round()) > 1e-3).any((1, 2, 3))
+        assert blended.all() or not blended.any()
+        kinds.append(blended.all())
+    assert abs(np.mean(kinds) - 0.7) < 0.1
+
+
 @pytest.mark.parametrize('accumulation', [2, 4])
 def test_microbatches_mix_as_the_whole_batch_does(accumulation):
     """As the train step splits: row i goes to microbatch i mod A."""

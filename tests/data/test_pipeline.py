@@ -336,3 +336,13 @@ def test_host_transforms_run_in_workers_too():
     batches = train_batches(Numbered(20), config(workers=1, threads=1), seed=1, views=views)
     assert_same(expected, take(batches, 2))
     batches.close()
+
+
+@pytest.mark.parametrize('batches', [train_batches, eval_batches])
+def test_a_label_that_is_no_class_is_told(batches):
+    """As -1 is, in test splits whose labels are kept back."""
+    source = Numbered(20, num_classes=10)
+    options = {'seed': 0} if batches is train_batches else {'batch_size': 20}
+    settings = config(shuffle=False)
+    with pytest.raises(UserError, match='photo number 1[0-9] has the label 1[0-9], .*10 classes 0'):
+        take(iter(batches(source, settings, **options)), 3)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mim_jax.data import DataConfig, Field, eval_batches, image_fields, make_source
+from mim_jax.data.decode import CorruptImage
 from mim_jax.data.tfds import Tfds
 from mim_jax.errors import UserError
 
@@ -60,7 +61,7 @@ def prepare(root, *, name='tiny', num=5, file_format='array_record', image=True)
     features = {'label': kinds.ClassLabel(names=['a', 'b', 'c'])}
     if image:
         features['image'] = kinds.Image(shape=(None, None, 3), encoding_format='jpeg')
-    photos = [flat(40 * i, 20, 30, 3, ending='.jpg') for i in range(num)]
+    photos = [flat(40 * i % 256, 20, 30, 3, ending='.jpg') for i in range(num)]
     records = [{'image': photo, 'label': [i % 3]} for i, photo in enumerate(photos)]
     write(root, name, features, records, file_format=file_format)
     return photos
@@ -102,6 +103,73 @@ def test_other_file_format_split_or_content(tmp_path):
     prepare(tmp_path, name='blind', image=False)
     with pytest.raises(UserError, match='blind has no image, but label'):
         open_source(tmp_path, 'blind')
+
+
+def test_parts_that_are_none(tmp_path):
+    prepare(tmp_path)
+    with pytest.raises(UserError, match=r"'train\[:0\]' of tiny has no records: take a larger"):
+        open_source(tmp_path, split='train[:0]')
+    with pytest.raises(UserError, match=r"'train\[2:9\]' is no part of tiny .*5 examples"):
+        open_source(tmp_path, split='train[2:9]')
+
+
+@pytest.mark.parametrize('given', ['tiny', 'tiny/1.0.0'])
+def test_folder_of_the_dataset_itself_names_the_one_above(tmp_path, given):
+    prepare(tmp_path)
+    with pytest.raises(UserError, match=f'{given} is inside the folder of tiny .*{tmp_path}, wh'):
+        open_source(tmp_path / given)
+
+
+@pytest.mark.parametrize('version', ['', '/1.0.0'])
+def test_folder_of_a_known_dataset_itself_names_the_one_above(tmp_path, version):
+    """TFDS has code for it, so that it looks unprepared and not unknown."""
+    prepare(tmp_path, name='mnist')
+    given = f'{tmp_path}/mnist{version}'
+    with pytest.raises(UserError, match=f'{given} is inside the folder of mnist .*{tmp_path}, wh'):
+        open_source(given, 'mnist')
+
+
+@pytest.mark.parametrize(
+    ('damage', 'said'),
+    [
+        (lambda path: path.unlink(), 'is missing: copy it anew'),
+        (lambda path: path.write_bytes(path.read_bytes()[:-9]), 'is truncated or no ArrayRecord'),
+        (lambda path: path.write_bytes(b''), 'is truncated or no ArrayRecord'),
+        (lambda path: claim_records(path.parent, 6), 'holds 5 records, its dataset_info.json says'),
+    ],
+)
+def test_bad_shard_is_one_sentence_before_anything_is_read(tmp_path, damage, said):
+    prepare(tmp_path)
+    shard = tmp_path / 'tiny' / '1.0.0' / 'tiny-train.array_record-00000-of-00001'
+    damage(shard)
+    with pytest.raises(UserError, match=f'config.data.source.path: the shard {shard} {said}'):
+        open_source(tmp_path)
+
+
+def claim_records(folder, count):
+    """Lets the metadata say that the shard has so many records."""
+    path = folder / 'dataset_info.json'
+    info = json.loads(path.read_text())
+    info['splits'][0]['shardLengths'] = [str(count)]
+    path.write_text(json.dumps(info))
+
+
+def test_record_damaged_in_the_middle_is_a_corrupt_image(tmp_path):
+    photos = prepare(tmp_path)
+    shard = tmp_path / 'tiny' / '1.0.0' / 'tiny-train.array_record-00000-of-00001'
+    content = bytearray(shard.read_bytes())
+    begin = -1
+    for _ in range(3):  # records are compressed: they begin as the photos do, and go on otherwise
+        begin = content.index(photos[2][:3], begin + 1)
+    content[begin + 10] ^= 255
+    shard.write_bytes(bytes(content))
+    source = open_source(tmp_path)
+    with pytest.raises(CorruptImage, match='Corrupted'):
+        source[2]
+    assert source[3]['image'] == photos[3]
+    config = DataConfig(image_size=(8, 8), max_corrupt_share=0.3)
+    batch = next(iter(eval_batches(source, config, batch_size=5)))
+    np.testing.assert_array_equal(batch['valid'], [True, True, False, True, True])
 
 
 @pytest.mark.parametrize('supervised', [('picture', 'family'), ()])

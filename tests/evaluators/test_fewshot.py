@@ -114,6 +114,7 @@ def test_too_few_images_and_wrong_fields_are_user_errors():
     for section in (
         {'shots': ()},
         {'shots': (0,)},
+        {'shots': (5, 5)},
         {'draws': 0},
         {'l2': (0.0,)},
         {'l2': ()},
@@ -121,6 +122,13 @@ def test_too_few_images_and_wrong_fields_are_user_errors():
     ):
         with pytest.raises(UserError, match='eval.fewshot'):
             config.build(FewShot, section, path='eval.fewshot')
+
+
+def test_features_that_are_not_finite_are_one_sentence():
+    train, test = make_split(0, 60), make_split(1, 30)
+    test.rows[3, 2] = np.nan
+    with pytest.raises(UserError, match='1 features of test images that are not finite'):
+        list(FewShot().run(train, test, num_classes=4))
 
 
 TWO_PROCESSES = """

@@ -60,6 +60,8 @@ def test_section_and_too_few_images():
     assert EVALUATORS['health'] is Health
     with pytest.raises(UserError, match='two images'):
         list(Health().run(features(np.ones((1, 6)))))
+    with pytest.raises(UserError, match='2 features of training images that are not finite'):
+        list(Health().run(features([[1, np.inf], [np.nan, 0], [1, 1]])))
     with pytest.raises(UserError, match='eval.health'):
         config.build(Health, {'pool': 'max'}, path='eval.health')
 

@@ -156,9 +156,23 @@ def test_config_section():
     assert config.build(EVALUATORS['knn'], {'k': (10, 20), 'pool': 'both'}, path='eval.knn') == (
         KNN(k=(10, 20), pool='both')
     )
-    for section in ({'k': 0}, {'temperature': 0.0}, {'pool': 'max'}, {'max_train': 0}, {'kk': 3}):
+    for section in (
+        {'k': 0},
+        {'k': (5, 20, 5)},
+        {'temperature': 0.0},
+        {'pool': 'max'},
+        {'max_train': 0},
+        {'kk': 3},
+    ):
         with pytest.raises(UserError, match='eval.knn'):
             config.build(KNN, section, path='eval.knn')
+
+
+def test_features_that_are_not_finite_are_one_sentence():
+    train, test = make_split(0, 60), make_split(1, 30)
+    test.rows[3, 2] = np.nan
+    with pytest.raises(UserError, match='1 features of test images that are not finite'):
+        list(KNN().run(train, test, num_classes=4))
 
 
 TWO_PROCESSES = """

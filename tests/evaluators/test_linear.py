@@ -147,6 +147,33 @@ def test_the_held_out_images_choose_and_do_not_train():
     assert wrong['learning_rate'] != 30.0 and again['top1'] == alone['top1']
 
 
+def test_the_held_out_images_choose_pooling_and_blocks():
+    """Four recipes, of which the third tells the classes apart; the others are noise."""
+    train, test = make_split(0, 300), make_split(1, 100)
+    generator = np.random.default_rng(3)
+
+    def with_noise(split):
+        noise = [generator.normal(size=(len(split.rows), n)).astype(np.float32) for n in (4, 5, 6)]
+        return dataclasses.replace(split, rows=noise[0], further=(noise[1], split.rows, noise[2]))
+
+    rates = (1.0, 30.0)
+    alone = dict(Linear(learning_rates=rates, **QUICK).run(train, test, num_classes=4))
+    probe = Linear(learning_rates=rates, pools=('class', 'both'), blocks=(1, 4), **QUICK)
+    assert [[(p.pooling, p.back) for p in recipe] for recipe in probe.recipes] == [
+        [('class', 0)],
+        [('class', 3), ('class', 2), ('class', 1), ('class', 0)],
+        [('class', 0), ('mean', 0)],
+        [('class', 3), ('class', 2), ('class', 1), ('class', 0), ('mean', 0)],
+    ]
+    found = dict(probe.run(with_noise(train), with_noise(test), num_classes=4))
+    assert found == alone | {'pool': 1.0, 'blocks': 1.0} and alone['top1'] > 0.5
+    blocks = Linear(learning_rates=rates, pool='class', blocks=(2, 4), **QUICK)
+    two = [dataclasses.replace(x, rows=x.rows[:, :2], further=(x.rows,)) for x in (train, test)]
+    found = dict(blocks.run(*two, num_classes=4))
+    assert found == alone | {'blocks': 4.0}
+    assert [len(recipe) for recipe in blocks.recipes] == [2, 4]
+
+
 def test_features_of_any_scale_and_constant_ones():
     train, test = make_split(0, 300), make_split(1, 100)
     plain = dict(Linear(**QUICK).run(train, test, num_classes=4))
@@ -188,10 +215,22 @@ def test_user_errors():
         {'epochs': 5, 'warmup_epochs': 5},
         {'batch_size': 0},
         {'holdout': 0.0},
+        {'blocks': ()},
+        {'blocks': (1, 0)},
+        {'blocks': (1, 1)},
+        {'pools': ('mean', 'mean')},
+        {'pools': ('max',)},
         {'max_test': 0},
     ):
         with pytest.raises(UserError, match='eval.linear'):
             config.build(Linear, section, path='eval.linear')
+
+
+def test_features_that_are_not_finite_are_one_sentence():
+    train, test = make_split(0, 60), make_split(1, 30)
+    test.rows[3, 2] = np.nan
+    with pytest.raises(UserError, match='1 features of test images that are not finite'):
+        list(Linear().run(train, test, num_classes=4))
 
 
 TWO_PROCESSES = """

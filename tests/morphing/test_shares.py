@@ -137,7 +137,9 @@ def test_the_step_is_the_same_on_any_mesh_and_in_microbatches(tiny_config):
 def test_images_that_do_not_divide_are_told_before_anything_runs(tiny_config):
     config = tiny_config('dtm', accumulation=4)
     config.objective.morphing.num_shares = 8
-    with pytest.raises(UserError, match='num_shares = 8, but the 4 images that are computed at on'):
+    with pytest.raises(
+        UserError, match='4 images are computed at once, which do not divide into 8 '
+    ):
         program(config)
     config.objective.morphing.schedule = 'constant'  # nothing is drawn: nothing to share out
     program(config)
