@@ -17,8 +17,8 @@ from mim_jax.program import Program
 FIELDS = (*image_fields(), Field('mask', 'map', dtype='uint8', num_classes=3))
 
 
-def make(tiny_config, *, head='linear', options=None, fields=FIELDS, **objective):
-    config = tiny_config('segmentation')
+def make(tiny_config, *, head='linear', options=None, fields=FIELDS, train=None, **objective):
+    config = tiny_config('segmentation', **(train or {}))
     config.objective.map = 'mask'
     config.objective.head = configs.option(SEGMENTERS, head, **(options or {}))
     config.objective.update(objective)
@@ -121,6 +121,23 @@ def test_a_frozen_encoder_stays_to_the_last_bit(tiny_config, frozen):
     assert any(jax.tree.leaves(changed['head']))
     encoder = changed['encoder']
     assert not any(jax.tree.leaves(encoder)) if frozen else encoder['patch_embed']['kernel']
+
+
+@pytest.mark.parametrize('mean_over', ['labelled', 'all'])
+def test_microbatches_add_up_to_the_batch(tiny_config, mean_over):
+    """Though one of them has more labelled pixels than the other."""
+    batch = {k: v for k, v in make_batch().items() if k != 'keys'}
+    batch['images'] = (255 * batch['images']).astype(np.uint8)
+    batch['images_mask'][::2, :20] = 255
+    seen = []
+    for accumulation in (1, 2):
+        program = make(tiny_config, mean_over=mean_over, train={'accumulation': accumulation})
+        step = program.trace().lower().compile()
+        state, metrics = step(program.init({}), sharding.put_batch(batch, program.mesh))
+        seen.append({name: float(metrics[name]) for name in ('loss', 'grad_norm')})
+    assert seen[1] == pytest.approx(seen[0], rel=1e-5) and seen[0]['grad_norm'] > 0
+    with pytest.raises(UserError, match='needs its batch in one piece'):
+        make(tiny_config, head='upernet', train={'accumulation': 2})
 
 
 def test_layers_and_what_is_decayed(tiny_config):
