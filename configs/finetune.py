@@ -131,9 +131,9 @@ def embedded():
     config.optimizer.update(
         learning_rate=1e-3, warmup_percent=10.0, beta2=0.98, layer_decay=0.8, clip_norm=3.0
     )
-    config.train.total_steps = 400
+    config.train.total_steps = 300
     config.checkpoint.every_percent = 50.0
-    config.eval.every_percent = 25.0
+    config.eval.every_percent = 50.0
     config.eval.accuracy.max_test = 2048
     config.log.every_steps = 20
     return config

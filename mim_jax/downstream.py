@@ -128,7 +128,7 @@ def make_plan(
     def runs(name: str, spec: str, place: Path, fields: list, start: bool) -> list[planned.Run]:
         fields = (*shared, *assignments[place.parts[0]], *fields)
         try:
-            run, steps = planned.built(spec, fields, read=not options.dry_run)
+            run, steps, found = planned.built(spec, fields, read=not options.dry_run)
         except UserError as error:
             raise UserError(f'{spec}: {error}') from error
         made = []
@@ -141,8 +141,9 @@ def make_plan(
                 changed = dataclasses.replace(
                     changed, init=dataclasses.replace(run.init, weights=weights)
                 )
+                found.pop('init', None)  # these weights may not be there yet
             workdir = out / place / f'seed{seed}'
-            made.append(planned.Run(name, seed, spec, given, changed, steps, workdir))
+            made.append(planned.Run(name, seed, spec, given, changed, steps, workdir, found))
         return made
 
     evaluated = [('eval.evaluators', repr(names))]

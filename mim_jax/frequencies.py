@@ -36,6 +36,17 @@ def radii(image_size):
     return np.hypot(down[:, None], across)
 
 
+def brightness(spectra, *, like):
+    """Spectra [...,H,W,C] for the eye, float32 [...,H,W,1] in [0, 1]: mean of the channels, the
+    mean frequency in the middle; logarithms, from the largest of `like` (white), spectra of the
+    same shape, to a ten-thousandth of it (black).
+    """
+    values, white = (jnp.abs(x).mean(axis=-1, keepdims=True) for x in (spectra, like))
+    white = jnp.maximum(white.max(axis=(-3, -2), keepdims=True), 1e-6)
+    decades = jnp.log10(jnp.maximum(values / white, 1e-6))
+    return jnp.fft.fftshift(jnp.clip(1 + decades / 4, 0, 1), axes=(-3, -2))
+
+
 def _matrix(size):
     places = np.arange(size)
     # Taken modulo the size before it is scaled, the angle is exact.

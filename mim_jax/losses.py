@@ -132,6 +132,15 @@ def standardize_tokens(target, *, eps=1e-6, ddof=0):
     return (target - mean) / jnp.sqrt(target.var(axis=-1, keepdims=True, ddof=ddof) + eps)
 
 
+def standardized_square(scores, values):
+    """(scores - values)^2, float32 [B,K], the values [B,K] of every image brought to mean 0 and
+    unbiased variance 1 with the eps of normalised pixels.
+
+    Source: HPM's released code, the loss predictor that learns the losses themselves.
+    """
+    return (scores.astype(jnp.float32) - standardize_tokens(values, ddof=1)) ** 2
+
+
 @dataclasses.dataclass(frozen=True)
 class SpectrumDistance:
     """Distance |P - T|^gamma of the spectra of two images at every frequency.

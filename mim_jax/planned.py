@@ -14,7 +14,8 @@ from mim_jax.logs import read_metrics
 @dataclasses.dataclass(frozen=True)
 class Run:
     """A run that is planned: what a person calls it, a seed, what it changes in the base config,
-    the experiment that this makes and its length in steps (None: not known).
+    the experiment that this makes, its length in steps (None: not known), and the fingerprints of
+    weights that it reads, as far as they are known.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Run:
     experiment: Any
     total_steps: int | None
     workdir: Path
+    fingerprints: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def command(self) -> list[str]:
@@ -41,20 +43,29 @@ class Run:
 
 def built(
     base: str, assignments: tuple[tuple[str, str], ...], *, read: bool
-) -> tuple[Any, int | None]:
-    """The run of a config, and its length. The objective is bound, and where `read` is set its data
-    and weights are looked at, as the run would do it first; otherwise the length is None.
+) -> tuple[Any, int | None, dict[str, str]]:
+    """The run of a config, its length, and the fingerprints of its weights. The objective is bound,
+    and where `read` is set its data and weights are looked at, as the run would do it first;
+    otherwise there are neither length nor fingerprints.
     """
-    from mim_jax import assembly, data, experiment
+    import jax
+
+    from mim_jax import assembly, data, experiment, fingerprints, warm_start
 
     config = configs.override(configs.load(base), experiment.Experiment, list(assignments))
     run = experiment.from_config(config)
     objective = assembly.make_objective(run, fields=run.data.source.assumed_fields())
     if not read:
-        return run, None
+        return run, None, {}
     source = data.make_source(run.data, split=run.data.split)
-    objective.pretrained()
-    return run, assembly.make_clock(run, len(source)).total_steps
+    objective = assembly.make_objective(run, fields=source.fields)
+    found = {name: fingerprints.of(values) for name, values in objective.pretrained().items()}
+    images = assembly.batch_struct(run, objective)['images']
+    params = jax.eval_shape(objective.init, jax.random.key(0), images)['params']
+    start = warm_start.load(run.init, model=run.model, params=params, inputs=objective.inputs)
+    if start:
+        found['init'] = fingerprints.of(start.params)
+    return run, assembly.make_clock(run, len(source)).total_steps, found
 
 
 def execute(run: Run) -> None:
@@ -70,13 +81,15 @@ def execute(run: Run) -> None:
 def figures(run: Run, *, step: int | None = None) -> dict[str, float]:
     """The metrics at a step (None: the run's last); {} where the run has not come there.
 
-    Raises UserError where the work directory holds a run of another config.
+    Raises UserError where the work directory holds a run of another config or of other weights:
+    paths of weights may differ, for files move, but the run must have read the same numbers.
     """
-    from mim_jax import work_directory
+    from mim_jax import fingerprints, work_directory
 
     if not (run.workdir / work_directory.CONFIG_FILE).exists():
         return {}
     work_directory.check(run.workdir, run.experiment)
+    fingerprints.check(run.workdir, run.fingerprints)
     wanted = run.total_steps if step is None else step
     found = {}
     for values in read_metrics(run.workdir):

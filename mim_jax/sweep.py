@@ -110,6 +110,7 @@ def plan(
             experiment=dataclasses.replace(built[row][0], seed=seed),
             total_steps=built[row][1],
             workdir=Path(options.out, folder, f'seed{seed}'),
+            fingerprints=built[row][2],
         )
         for seed in range(options.seeds)
         for row, folder in folders.items()
@@ -137,7 +138,7 @@ def read_table(path: str) -> tuple[str, dict[str, dict[str, str]]]:
 def result(run: planned.Run, metric: str) -> float | None:
     """The metric at the run's last step; None where the run has not come there.
 
-    Raises UserError where the work directory holds a run of another config.
+    Raises UserError where the work directory holds a run of another config or of other weights.
     """
     return planned.figures(run).get(metric)
 

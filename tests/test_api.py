@@ -16,6 +16,7 @@ from PIL import Image
 
 import mim_jax
 from mim_jax import checkpoints, experiment, work_directory
+from mim_jax import config as configs
 from mim_jax.models.vit import ViT
 from mim_jax.weights import native
 
@@ -214,6 +215,14 @@ def test_a_size_that_only_the_metadata_state(tmp_path):
     stated = mim_jax.load(save(tmp_path / 'w', model, parameters(model), image_size='[32, 48]'))
     assert stated.image_size == (32, 48)
     np.testing.assert_allclose(stated.features(images(1)), own, **TOLERANCE)
+
+
+def test_the_shipped_teacher_states_all_that_is_needed():
+    encoder = mim_jax.load(Path(mim_jax.__file__).parent / 'assets/quickstart_teacher.safetensors')
+    teacher = configs.load(str(ROOT / 'configs' / 'quickstart_teacher.py'))
+    assert encoder.image_size == tuple(teacher.data.image_size)
+    assert encoder.mean == teacher.data.mean and encoder.std == teacher.data.std
+    assert encoder.features(images(2, (60, 50))).shape == (2, teacher.model.width)
 
 
 def test_bfloat16_comes_back_as_float32(path):

@@ -4,10 +4,14 @@ The facts are those of naver-ai/dtm and of microsoft/unilm, beit2: run_class_fin
 commands in their documentation, and what these leave at its default.
 """
 
+import dataclasses
+import re
+import shlex
 import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from mim_jax import assembly, config, experiment
@@ -51,6 +55,15 @@ def params_of(run, *, classes=1000):
     return objective, jax.eval_shape(objective.init, jax.random.key(0), images)['params']
 
 
+def adapted_to(model, expected, trained):
+    """What a run's encoder, all zeros here, gives to another model."""
+    image = jax.ShapeDtypeStruct((1, *trained.data.image_size, 3), 'float32')
+    shapes = jax.eval_shape(lambda: trained.model.init(jax.random.key(0), image))['params']
+    zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
+    stated = dataclasses.asdict(trained.model)
+    return adapting.adapt(stated, zeros, model, expected, what='it')
+
+
 @pytest.mark.parametrize('size', SIZES)
 def test_every_size_takes_the_encoder_that_its_pre_training_leaves(size):
     """Shapes alone: no weights are made."""
@@ -62,14 +75,7 @@ def test_every_size_takes_the_encoder_that_its_pre_training_leaves(size):
     assert 'head/norm/scale' in names
     assert not any('final_norm' in name or 'mask_token' in name for name in names)
     assert not any(name.startswith('encoder/relative_position') for name in names)
-    shapes = jax.eval_shape(
-        lambda: trained.model.init(
-            jax.random.key(0), jax.ShapeDtypeStruct((1, *trained.data.image_size, 3), 'float32')
-        )
-    )
-    zeros = jax.tree.map(lambda s: jax.numpy.zeros(s.shape), shapes['params'])
-    stated = {'patch_size': trained.model.patch_size, 'position': trained.model.position}
-    adapted = adapting.adapt(stated, zeros, tuned.model, params['encoder'], what='it')
+    adapted = adapted_to(tuned.model, params['encoder'], trained)
     assert not adapted.fresh
     assert {name.split('/')[0] for name in adapted.left_out} <= {'mask_token', 'final_norm'}
     assert bool(adapted.resized) == (size == 'vitb_384')
@@ -112,6 +118,22 @@ def test_the_large_recipe_is_beit_v2s_after_300_epochs():
     assert (run.model.drop_path, run.model.layer_scale, run.model.depth) == (0.2, 1e-5, 24)
     assert (run.train.total_epochs, run.optimizer.warmup_epochs) == (50.0, 5.0)
     assert load('finetune:vitb_384').data.image_size == (384, 384)
+
+
+def test_the_documented_command_takes_a_plain_encoder():
+    """docs/finetuning.md: one of MAE; without its changes it is refused."""
+    text = (CONFIGS.parent / 'docs' / 'finetuning.md').read_text()
+    command = re.search(r'--config.init.weights=runs/mae \\\n(.*?)\n\n', text, re.DOTALL).group(1)
+    changes = config.assignments(shlex.split(command.replace('\\\n', ' ')))
+    settings = config.load(f'{CONFIGS / "finetune.py"}:vitb')
+    trained = load('mae:vitb')
+    run = experiment.from_config(settings)
+    with pytest.raises(UserError, match="qkv_bias is 'all' there, 'qv' in the config"):
+        adapted_to(run.model, params_of(run)[1]['encoder'], trained)
+    run = experiment.from_config(config.override(settings, experiment.Experiment, changes))
+    adapted = adapted_to(run.model, params_of(run)[1]['encoder'], trained)
+    assert not adapted.fresh and not run.optimizer.decay_also
+    assert {name.split('/')[0] for name in adapted.left_out} == {'final_norm'}
 
 
 def test_parameters_of_the_base_size_are_beits():

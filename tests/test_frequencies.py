@@ -30,3 +30,18 @@ def test_radii_are_distances_from_the_middle_of_a_shifted_spectrum(size):
             across = (column - size[1] // 2) / size[1] * min(size)
             expected[row, column] = (down**2 + across**2) ** 0.5
     np.testing.assert_allclose(np.fft.fftshift(frequencies.radii(size)), expected)
+
+
+def test_brightness_is_the_logarithm_below_the_largest_with_the_mean_in_the_middle():
+    spectra, like = fft(IMAGES).astype(np.complex64), fft(OTHERS).astype(np.complex64)
+    spectra[0, 1, 2] = 0
+    shown = frequencies.brightness(spectra, like=like)
+    assert shown.shape == (3, 12, 8, 1)
+    for image in range(3):
+        white = max(np.abs(like[image, r, c]).mean() for r in range(12) for c in range(8))
+        for r in range(12):
+            for c in range(8):
+                value = max(np.abs(spectra[image, r, c]).mean() / white, 1e-6)
+                expected = min(max(1 + np.log10(value) / 4, 0), 1)
+                place = image, (r + 6) % 12, (c + 4) % 8, 0
+                np.testing.assert_allclose(shown[place], expected, atol=1e-5)

@@ -59,6 +59,18 @@ def test_masked_mean():
     assert losses.masked_mean(values, np.zeros((2, 4), bool)) == 0
 
 
+def test_standardized_square_compares_with_values_of_mean_0_and_variance_1():
+    scores, values = RNG.normal(size=(2, 3, 5))
+    squares = losses.standardized_square(scores, values)
+    assert squares.shape == (3, 5) and squares.dtype == np.float32
+    for image in range(3):
+        mean = sum(values[image]) / 5
+        variance = sum((v - mean) ** 2 for v in values[image]) / 4
+        for i in range(5):
+            aim = (values[image, i] - mean) / (variance + 1e-6) ** 0.5
+            np.testing.assert_allclose(squares[image, i], (scores[image, i] - aim) ** 2, rtol=1e-4)
+
+
 def test_ranking_is_over_ordered_pairs_of_different_values():
     scores, values = RNG.normal(size=(2, 3, 5))
     values[0, 1] = values[0, 3]  # no pair of its own

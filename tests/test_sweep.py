@@ -4,9 +4,12 @@ import json
 import statistics
 from pathlib import Path
 
+import jax
 import pytest
 
-from mim_jax import sweep, work_directory
+from mim_jax import config as configs
+from mim_jax import experiment, fingerprints, sweep, work_directory
+from mim_jax.weights import native
 
 CONFIGS = Path(__file__).parent.parent / 'configs'
 
@@ -139,6 +142,33 @@ def test_results_of_another_config_are_not_taken_for_this_ones(table, tmp_path, 
     capsys.readouterr()
     assert sweep.main([*arguments, '--config.optimizer.learning_rate=123.0']) == 2
     assert 'holds a run of another config (optimizer.learning_rate' in capsys.readouterr().err
+
+
+def test_results_from_other_weights_are_not_taken_for_these_ones(table, tmp_path, capsys):
+    config = configs.load(str(table.parent / 'base.py'))
+    model = experiment.from_config(config).model
+    struct = jax.ShapeDtypeStruct((1, 32, 32, 3), 'float32')
+    for seed, name in enumerate(('one', 'other')):
+        params = jax.device_get(model.init(jax.random.key(seed), struct)['params'])
+        metadata = native.encoder_metadata(model)
+        native.save(tmp_path / f'{name}.safetensors', params, metadata=metadata)
+    arguments = [f'--table={table}', '--seeds=1', f'--out={tmp_path / "out"}', '--metric=m']
+    one, other, moved, missing = (
+        f'--config.init.weights={tmp_path / name}.safetensors'
+        for name in ('one', 'other', 'moved', 'missing')
+    )
+    for run in plan(*arguments, one):
+        write_metrics(run, {'step': 2, 'm': 0.5})
+        fingerprints.record(run.workdir, run.fingerprints)
+    assert sweep.main([*arguments, one]) == 0
+    (tmp_path / 'moved.safetensors').write_bytes((tmp_path / 'one.safetensors').read_bytes())
+    assert sweep.main([*arguments, moved]) == 0
+    capsys.readouterr()
+    assert sweep.main([*arguments, other]) == 2
+    assert 'the weights of the init are not those' in capsys.readouterr().err
+    assert sweep.main([*arguments, missing]) == 2
+    said = capsys.readouterr().err
+    assert 'row "a quarter"' in said and 'missing.safetensors does not exist' in said
 
 
 def test_what_rows_set_cannot_be_set_for_all(table, capsys):

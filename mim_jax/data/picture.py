@@ -151,7 +151,7 @@ def show(item, view, rng, *, fill=0):
     """
     full = item.size(view.of)
     for name in view.maps:
-        _check_shape(item, name, full)
+        check_shape(item, name, full)
 
     def labels(window):
         return window.nearest(item.map(view.maps[0]), of=full) if view.maps else None
@@ -181,7 +181,7 @@ def show(item, view, rng, *, fill=0):
     return picture
 
 
-def _check_shape(item, name, full):
+def check_shape(item, name, full):
     """Raises UserError unless a map has the shape of its image, within a pixel of either."""
     height, width = item.map(name).shape
     if abs(height * full[1] - width * full[0]) > max(height, width, *full):

@@ -12,13 +12,19 @@ from mim_jax.data.fields import UNLABELLED
 from mim_jax.errors import UserError
 from mim_jax.evaluators.base import Test
 from mim_jax.evaluators.judged import Judged
+from mim_jax.evaluators.pixels import count_pairs, figures
+from mim_jax.evaluators.sliding import Sliding
+from mim_jax.evaluators.sliding import confusion as slide
 
 
 @dataclasses.dataclass(frozen=True)
 class Segmentation:
     """Config section: mIoU and accuracies of `objective.pixel_logits` on the evaluation split.
 
-    mode: 'whole' judges the images as evaluators see them, all of one size.
+    mode: 'whole' judges the images as evaluators see them, all of one size; 'slide' in their own
+      size, by a window of the model's size (`mim_jax.evaluators.sliding`).
+    stride: pixels from one window to the next; None: two thirds of the window (mmseg's 341 of 512).
+    scales, flip: of 'slide', how often and in which sizes an image is seen, see `Sliding`.
     max_test: so many images, evenly spaced over the split; None: all.
     """
 
@@ -27,17 +33,24 @@ class Segmentation:
     judges: ClassVar[str] = 'pixel_logits'
 
     mode: Literal['whole', 'slide'] = 'whole'
+    stride: int | None = None
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
     max_test: int | None = None
 
     def __post_init__(self):
         if self.max_test is not None and self.max_test < 1:
             raise ValueError(f'max_test must be at least 1 or none, not {self.max_test}')
+        if self.stride is not None and self.stride < 1:
+            raise ValueError(f'stride must be at least 1 pixel or none, not {self.stride}')
+        if not self.scales or min(self.scales) <= 0:
+            raise ValueError(f'scales must be one or more numbers above 0, not {self.scales}')
 
     def judge(self, judged: Judged) -> Iterator[tuple[str, float | np.ndarray]]:
         """Yields ('miou', …), ('macc', …), ('aacc', …), see `figures`, and ('confusion', int64
         [true class, predicted class], how many pixels).
         """
-        confusion = whole(judged)
+        confusion = whole(judged) if self.mode == 'whole' else slide(judged, self._sliding(judged))
         if not confusion.sum():
             raise UserError(
                 'The segmentation evaluator got no labelled pixels: is the split empty?'
@@ -45,33 +58,10 @@ class Segmentation:
         yield from figures(confusion).items()
         yield 'confusion', confusion
 
-
-def figures(confusion: np.ndarray) -> dict[str, float]:
-    """Shares from 0 to 1 by a confusion matrix [true class, predicted class].
-
-    miou: the mean over the classes of pixels that are rightly of the class over those that are or
-    are said to be; classes without any are left out. macc: the mean over the true classes of the
-    share that is found. aacc: the share of all pixels that is right.
-    """
-    right, true, said = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
-    union = true + said - right
-    return {
-        'miou': float(np.mean(right[union > 0] / union[union > 0])),
-        'macc': float(np.mean(right[true > 0] / true[true > 0])),
-        'aacc': float(right.sum() / confusion.sum()),
-    }
-
-
-def count_pairs(labels: jax.Array, predicted: jax.Array, *, classes: int) -> jax.Array:
-    """Confusion int32 [classes,classes] of int [B,…] each, labels of 255 left out."""
-    known = labels != UNLABELLED
-    places = jnp.where(known, labels * classes + predicted, classes**2).reshape(len(labels), -1)
-
-    # One image at a time: a batch split over devices is counted where it lies.
-    def count(places):
-        return jnp.zeros(classes**2 + 1, jnp.int32).at[places].add(1)
-
-    return jax.vmap(count)(places).sum(axis=0)[:-1].reshape(classes, classes)
+    def _sliding(self, judged: Judged) -> Sliding:
+        window = judged.views['images'].image_size
+        strides = (self.stride or max(1, round(side * 2 / 3)) for side in window)
+        return Sliding(window, tuple(strides), scales=self.scales, flip=self.flip)
 
 
 def whole(judged: Judged) -> np.ndarray:

@@ -5,6 +5,7 @@ of hidden patches is the same for every image and known before any draw (`count`
 """
 
 from mim_jax.masking.block import BlockMasking
+from mim_jax.masking.curriculum import rising_count
 from mim_jax.masking.disjoint import DisjointMasking
 from mim_jax.masking.grid import GridMasking
 from mim_jax.masking.random import RandomMasking
@@ -26,6 +27,7 @@ __all__ = [
     'drawn_by_weight',
     'hardest_first',
     'hidden_ids',
+    'rising_count',
     'visible_ids',
 ]
 

@@ -13,6 +13,10 @@ from mim_jax.models.positions import RelativePosition, sincos_table
 from mim_jax.models.tokenwise import Linear, layer_norm
 from mim_jax.models.vit import ViT
 
+# Parts of a decoder of patches that come before its blocks: decoders that are fed the same tokens
+# can share one's.
+INPUT = ('embed', 'mask_token')
+
 
 @dataclasses.dataclass(frozen=True)
 class MAEDecoder:

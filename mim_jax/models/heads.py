@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mim_jax.errors import UserError
 from mim_jax.models.initializers import kernel_init
 from mim_jax.models.pooling import AttentivePool
 from mim_jax.models.tokenwise import Linear, layer_norm
@@ -76,6 +77,26 @@ class LevelHeads(nn.Module):
             split_rngs={'params': True},
         )
         return heads(self.features, self.initialization, self.dtype, name='heads')(fused)
+
+
+def check_levels(levels, fusion, *, student, teacher):
+    """Raises UserError where `LevelHeads` cannot predict the `levels` last blocks of a teacher from
+    a student; both are given by their numbers of blocks.
+    """
+    if not 1 <= levels <= teacher:
+        raise UserError(f'config.objective.levels = {levels}: the teacher has {teacher} blocks.')
+    if fusion != 'sum' and student != teacher:
+        raise UserError(
+            f'config.objective.fusion = {fusion!r} needs as many blocks in the student ({student}) '
+            f"as in the teacher ({teacher}); change config.model.depth, or set fusion to 'sum'."
+        )
+
+
+def side_by_side(levels):
+    """[B,1+N,L,D], as `Encoded.stacked` gives it, without the class token and the levels side by
+    side: [B,N,L*D].
+    """
+    return levels[:, 1:].reshape(levels.shape[0], levels.shape[1] - 1, -1)
 
 
 class MLPHead(nn.Module):

@@ -42,6 +42,6 @@ def _bins(count, side):
 
 def halved_by_maximum(x):
     """[B,H,W,C] to [B,H/2,W/2,C], the largest of every 2x2 pixels; an odd last line is left out."""
-    # The gradient goes to one pixel of four; that of `max` divides by the number of the largest,
-    # which is 0 where a compiler computes the map twice and not to the same last bit.
+    # The gradient goes to one pixel of the four; that of `max` is divided by the number of largest
+    # ones, which is 0 where a compiler computes the map twice, not to the same last bit.
     return nn.max_pool(x, (2, 2), strides=(2, 2))

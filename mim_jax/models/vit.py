@@ -74,6 +74,10 @@ class Encoded:
             return self.tokens
         return jnp.concatenate([self.class_token[:, None], self.tokens], axis=1)
 
+    def stacked(self, blocks: tuple[int, ...]) -> jax.Array:
+        """Class token and patches after these blocks, [B,1+N,L,D]; `layers` holds them."""
+        return jnp.stack([self.layers[block].class_and_patches for block in blocks], axis=2)
+
 
 @dataclasses.dataclass(frozen=True)
 class ViT:

@@ -189,13 +189,18 @@ class Morphing:
             titles.append(self.grouping.title(num_tokens, schedule))
         return jnp.stack(found), tuple(titles)
 
-    def panels(self, target, **given):
+    def panels(self, target, *, places=None, num_tokens=None, **given):
         """What of this an objective's `pictures` shows: a list of `panels.Groups`, one for each of
         `examples`, whose arguments these are; empty where tokens stay alone.
+
+        places: [B,K] int32, where the tokens of `target` are among `num_tokens`, whose others are
+        shown alone; None: they are all there are.
         """
         if self.schedule == 'none':
             return []
         groups, titles = self.examples(target, **given)
+        if places is not None:
+            groups = [placed(found, places, num_tokens=num_tokens) for found in groups]
         return [Groups(found, title=title) for found, title in zip(groups, titles, strict=True)]
 
     def _grouped(self, key, target, keys, **given):

@@ -23,15 +23,15 @@ from mim_jax.models.decoders import PatchAggregation
 from mim_jax.models.heads import TokenHead
 from mim_jax.models.tokenwise import layer_norm
 from mim_jax.models.vit import ViT
-from mim_jax.morphing import Morphing
 from mim_jax.objectives.base import Batch, Objective, Variables
+from mim_jax.objectives.morphed import Morphed
 from mim_jax.objectives.targeted import Targeted
 from mim_jax.panels import Sheets
 from mim_jax.targets.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
-class BEiTv2(Targeted):
+class BEiTv2(Morphed, Targeted):
     """The defaults are those of the released code.
 
     target: the tokenizer.
@@ -45,7 +45,6 @@ class BEiTv2(Targeted):
 
     masking: Any = choice(MASKINGS, 'block')
     target: Tokenizer = Tokenizer()
-    morphing: Morphing = dataclasses.field(default_factory=lambda: Morphing(schedule='none'))
     branch_layer: int = 9
     branch_depth: int = 2
 
@@ -66,12 +65,8 @@ class BEiTv2(Targeted):
             )
         bound = super().bind(encoder, inputs, clock)
         self.masking.count(bound.grid)  # says what is wrong where the mask does not fit the grid
-        self.morphing.check(bound.grid[0] * bound.grid[1])
+        self.morphing.check(bound.num_grouped)
         return bound
-
-    @property
-    def batch_parts(self) -> int:
-        return self.morphing.shares(self.grid[0] * self.grid[1])
 
     def init_predictor(self, key: jax.Array, features: int) -> Variables:
         tokens = jnp.zeros((1, 1, self.encoder.width))

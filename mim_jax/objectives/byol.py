@@ -19,13 +19,13 @@ from mim_jax.inputs import Inputs
 from mim_jax.losses import DISTANCES, cosine_distance
 from mim_jax.models.heads import MLPHead
 from mim_jax.models.vit import ViT
-from mim_jax.morphing import Morphing
 from mim_jax.objectives.base import Batch, Objective, Variables
+from mim_jax.objectives.morphed import Morphed
 from mim_jax.panels import Sheets
 
 
 @dataclasses.dataclass(frozen=True)
-class BYOL(Objective):
+class BYOL(Morphed):
     """Two views, an average of the network, token and pooled alignment.
 
     Both views have the same crop and flip, so that their tokens stand for the same places; colour
@@ -40,7 +40,6 @@ class BYOL(Objective):
       of BYOL's squared distance between unit vectors is 1 - cosine.
     """
 
-    morphing: Morphing = dataclasses.field(default_factory=lambda: Morphing(schedule='none'))
     projection: int = 256
     hidden: int = 4096
     token_weight: float = 1.0
@@ -60,12 +59,8 @@ class BYOL(Objective):
 
     def bind(self, encoder: ViT, inputs: Inputs, clock: Clock | None = None) -> Objective:
         bound = super().bind(encoder, inputs, clock)
-        self.morphing.check(bound.grid[0] * bound.grid[1])
+        self.morphing.check(bound.num_grouped)
         return bound
-
-    @property
-    def batch_parts(self) -> int:
-        return self.morphing.shares(self.grid[0] * self.grid[1])
 
     def init(self, key: jax.Array, images: Any) -> Variables:
         params = {'encoder': self.encoder.init(keys.named(key, 'encoder'), images)['params']}

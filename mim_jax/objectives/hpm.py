@@ -11,23 +11,20 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from mim_jax import keys, panels
 from mim_jax.clock import Clock
 from mim_jax.config import choice
 from mim_jax.errors import UserError
 from mim_jax.inputs import Inputs
-from mim_jax.losses import ranking_loss
-from mim_jax.masking import RandomMasking, hardest_first, hidden_ids
+from mim_jax.losses import ranking_loss, standardized_square
+from mim_jax.masking import RandomMasking, hardest_first, hidden_ids, rising_count
+from mim_jax.models.decoders import INPUT
 from mim_jax.models.vit import Encoded, ViT
 from mim_jax.objectives.base import Batch, Objective, Variables
 from mim_jax.objectives.mae import MAE
 from mim_jax.panels import Sheets
-from mim_jax.targets import TARGETS, Pixels, normalize_patches
-
-# Parts of a decoder that come before its blocks: both decoders have the first one's.
-SHARED = ('embed', 'mask_token')
+from mim_jax.targets import TARGETS, Pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,9 +40,8 @@ class HPM(MAE):
     start_share, end_share: share of the hidden patches that are the hardest, before the run and in
       its last stage; it rises by equal steps from stage to stage (easy to hard).
     stage_*: how long a stage is, an epoch in the paper.
-    learning: the loss predictor learns which of two losses is larger ('ranking', the paper's
-      relative loss), or the losses themselves, standardised over the hidden patches of each image,
-      by the mean square ('values').
+    learning: the loss predictor learns which of two losses is larger ('ranking', the paper's), or
+      the losses themselves, standardised over the hidden patches of an image ('values').
     learning_weight: of that in the loss.
     """
 
@@ -81,14 +77,14 @@ class HPM(MAE):
         # As many numbers per patch as it has pixels, whatever the target; their mean is the score.
         pixels = math.prod(self.encoder.patch_size) * self.inputs.channels
         second = super().init_predictor(keys.named(key, 'loss_decoder'), pixels)['decoder']
-        params['loss_decoder'] = {k: v for k, v in second.items() if k not in SHARED}
+        params['loss_decoder'] = {k: v for k, v in second.items() if k not in INPUT}
         return params
 
     def decode(
         self, params: Any, encoded: Encoded, visible: jax.Array | None, *, name: str = 'decoder'
     ) -> jax.Array:
         """As in MAE; both decoders are fed the same tokens."""
-        shared = {part: params['decoder'][part] for part in SHARED}
+        shared = {part: params['decoder'][part] for part in INPUT}
         return super().decode({name: {**params[name], **shared}}, encoded, visible, name=name)
 
     def scores(self, params: Any, encoded: Encoded, visible: jax.Array | None) -> jax.Array:
@@ -102,14 +98,9 @@ class HPM(MAE):
 
     def num_hardest(self, step: jax.Array) -> jax.Array:
         """How many of the hidden patches are the hardest at `step`, int32 scalar."""
-        stage, total = max(self.duration('stage'), 1), self.clock.total_steps
-        # t / T of the paper, with t counted from 1 as in the released code, for every stage.
-        passed = np.minimum(np.arange(1, math.ceil(total / stage) + 1) * stage / total, 1)
-        share = self.start_share + (self.end_share - self.start_share) * passed
-        # The least that is added keeps whole numbers from being rounded down.
-        counts = np.floor(self.masking.count(self.grid) * share + 1e-6).astype(np.int32)
-        begins = np.ceil(np.arange(1, len(counts)) * stage - 1e-6).astype(np.int32)
-        return jnp.asarray(counts)[jnp.searchsorted(jnp.asarray(begins), step, side='right')]
+        count, shares = self.masking.count(self.grid), (self.start_share, self.end_share)
+        stage, total = self.duration('stage'), self.clock.total_steps
+        return rising_count(step, count=count, shares=shares, stage=stage, total=total)
 
     def mask(self, variables: Variables, batch: Batch, step: jax.Array) -> jax.Array:
         return hardest_first(
@@ -135,10 +126,8 @@ class HPM(MAE):
         hidden = hidden_ids(mask, num_hidden=self.masking.count(self.grid))
         losses = jnp.take_along_axis(jax.lax.stop_gradient(distances), hidden, axis=1)
         scores = jnp.take_along_axis(scores, hidden, axis=1)
-        if self.learning == 'ranking':
-            learning = ranking_loss(scores, losses).mean()
-        else:  # to mean 0 and unbiased variance 1, with the eps of normalised pixels
-            learning = ((scores - normalize_patches(losses)) ** 2).mean()
+        learned = ranking_loss if self.learning == 'ranking' else standardized_square
+        learning = learned(scores, losses).mean()
         metrics = {
             'reconstruction_loss': reconstruction,
             'learning_loss': learning,

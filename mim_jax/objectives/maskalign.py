@@ -17,26 +17,24 @@ from mim_jax.errors import UserError
 from mim_jax.inputs import Inputs
 from mim_jax.losses import DISTANCES, SmoothL1, standardize_tokens
 from mim_jax.masking import MASKINGS, WeightedMasking, visible_ids
-from mim_jax.models.heads import LevelHeads
+from mim_jax.models.heads import LevelHeads, check_levels, side_by_side
 from mim_jax.models.vit import Encoded, ViT
-from mim_jax.morphing import Morphing, placed
 from mim_jax.objectives.base import Batch, Objective, Variables
+from mim_jax.objectives.morphed import Morphed
 from mim_jax.objectives.targeted import Targeted
 from mim_jax.panels import Sheets
 from mim_jax.targets import Teacher
 
-WHITEN_EPS = 1e-5  # of PyTorch's layer norm
-
 
 @dataclasses.dataclass(frozen=True)
-class MaskAlign(Targeted):
+class MaskAlign(Morphed, Targeted):
     """The defaults are those of the released recipe.
 
     masking: 'attention' keeps patches drawn by the teacher's attention; or one of MASKINGS.
     levels: so many of the teacher's last blocks are aligned.
     fusion: how the student's blocks are mixed for a level, see `LevelHeads`.
     distance: of tokens at one level. Times `scale`, 2, smooth L1 is the square of small errors.
-    morphing: groups of visible patches, over which prediction and target are averaged.
+    morphing: groups visible patches alone.
     """
 
     masking: Any = choice(MASKINGS | {'attention': WeightedMasking}, 'attention')
@@ -45,7 +43,6 @@ class MaskAlign(Targeted):
     fusion: Literal['linear', 'sum', 'none'] = 'linear'
     distance: Any = choice(DISTANCES, SmoothL1(beta=1.0))
     scale: float = 2.0
-    morphing: Morphing = dataclasses.field(default_factory=lambda: Morphing(schedule='none'))
 
     def bind(self, encoder: ViT, inputs: Inputs, clock: Clock | None = None) -> Objective:
         teacher = self.target.model
@@ -59,27 +56,16 @@ class MaskAlign(Targeted):
                 "MaskAlign aligns what the teacher's last blocks give, as it is: set "
                 'config.objective.target.layer and config.objective.target.projection to None.'
             )
-        if not 1 <= self.levels <= teacher.depth:
-            raise UserError(
-                f'config.objective.levels = {self.levels}: the teacher has {teacher.depth} blocks.'
-            )
-        if self.fusion != 'sum' and encoder.depth != teacher.depth:
-            raise UserError(
-                f'config.objective.fusion = {self.fusion!r} needs as many blocks in the student '
-                f'({encoder.depth}) as in the teacher ({teacher.depth}); change '
-                "config.model.depth, or set fusion to 'sum'."
-            )
+        check_levels(self.levels, self.fusion, student=encoder.depth, teacher=teacher.depth)
         bound = super().bind(encoder, inputs, clock)
         self.morphing.check(bound.num_visible, grid=False)
         return bound
 
     @property
-    def batch_parts(self) -> int:
-        return self.morphing.shares(self.num_visible)
-
-    @property
     def num_visible(self) -> int:
         return self.grid[0] * self.grid[1] - self.masking.count(self.grid)
+
+    num_grouped = num_visible
 
     def init_predictor(self, key: jax.Array, features: int) -> Variables:
         tokens = jnp.zeros((1, self.encoder.depth, self.encoder.width))
@@ -88,8 +74,8 @@ class MaskAlign(Targeted):
     def teach(self, variables: Variables, images: jax.Array) -> Encoded:
         """What the teacher says of whole images [B,H,W,C]: its aligned levels, its attention."""
         last = (self.target.model.depth,) if isinstance(self.masking, WeightedMasking) else ()
-        teacher = variables['teacher']
-        return self.target.encode(teacher, images, layers=self._aligned(), attention=last)
+        taps = {'layers': self._aligned(), 'attention': last}
+        return self.target.encode(variables['teacher'], images, **taps)
 
     def hide(self, batch: Batch, taught: Encoded) -> tuple[jax.Array, jax.Array | None]:
         """Attention masking: hidden patches [B,N], and the importance [B,N] by which the visible
@@ -115,8 +101,8 @@ class MaskAlign(Targeted):
             drop_path = keys.named(batch['keys'], 'drop_path')
             prediction = self.align(variables['params'], batch['images'], visible, drop_path)
         with jax.named_scope('morphing'):
-            own = keys.named(batch['keys'], 'morphing')
-            pairs = self.morphing.pairs(key, _patches(prediction), _patches(target), keys=own)
+            p, t = map(side_by_side, (prediction, target))
+            pairs = self.morphing.pairs(key, p, t, keys=keys.named(batch['keys'], 'morphing'))
             classes = self.distance(prediction[:, :1], target[:, :1])  # class tokens stay alone
             losses = []
             for pair in pairs:
@@ -133,13 +119,13 @@ class MaskAlign(Targeted):
         blocks = tuple(range(1, self.encoder.depth + 1))
         seen = self.encode(params, images, visible=visible, keys=drop_path_keys, layers=blocks)
         heads = self._heads(params['align']['heads']['linear']['bias'].shape[-1])
-        return heads.apply({'params': params['align']}, _stacked(seen, blocks))
+        return heads.apply({'params': params['align']}, seen.stacked(blocks))
 
     def whitened(self, taught: Encoded, visible: jax.Array) -> jax.Array:
-        """The target, shaped as the prediction: hidden states, each standardised by itself."""
-        tokens = _stacked(taught, self._aligned())
+        """The target, shaped as the prediction: hidden states, each through a layer norm."""
+        tokens = taught.stacked(self._aligned())
         places = jnp.pad(visible + 1, ((0, 0), (1, 0)))[:, :, None, None]  # class token: place 0
-        return standardize_tokens(jnp.take_along_axis(tokens, places, axis=1), eps=WHITEN_EPS)
+        return standardize_tokens(jnp.take_along_axis(tokens, places, axis=1), eps=1e-5)
 
     def pictures(
         self, variables: Variables, batch: Batch, key: jax.Array, step: jax.Array
@@ -147,14 +133,12 @@ class MaskAlign(Targeted):
         taught = self.teach(variables, batch['images'])
         mask, importance = self.hide(batch, taught)
         visible = visible_ids(mask, num_visible=self.num_visible)
-        own = keys.named(batch['keys'], 'morphing')
-        groups = self.morphing.panels(_patches(self.whitened(taught, visible)), keys=own)
-        sheet = [panels.Mask(mask)]
+        target = side_by_side(self.whitened(taught, visible))
+        places = {'places': visible, 'num_tokens': mask.shape[1]}
+        groups = self.morphing.panels(target, keys=keys.named(batch['keys'], 'morphing'), **places)
+        sheet = [panels.Mask(mask), *groups]
         if importance is not None:
             sheet.insert(0, panels.HeatMap(importance, title="teacher's attention"))
-        for group in groups:
-            values = placed(group.values, visible, num_tokens=mask.shape[1])
-            sheet.append(group.replace(values=values))
         return {'groups' if groups else 'mask': sheet}
 
     def _aligned(self) -> tuple[int, ...]:
@@ -164,16 +148,3 @@ class MaskAlign(Targeted):
     def _heads(self, features: int) -> LevelHeads:
         initialization, dtype = self.encoder.initialization, self.encoder.dtype
         return LevelHeads(self._aligned(), features, self.fusion, initialization, dtype)
-
-
-def _stacked(encoded: Encoded, blocks: tuple[int, ...]) -> jax.Array:
-    """Class token and tokens after these blocks, [B,1+N,L,D]."""
-    layers = [encoded.layers[block] for block in blocks]
-    return jnp.stack(
-        [jnp.concatenate([x.class_token[:, None], x.tokens], axis=1) for x in layers], axis=2
-    )
-
-
-def _patches(levels: jax.Array) -> jax.Array:
-    """[B,1+K,L,D] without the class token, the levels side by side, [B,K,L*D]."""
-    return levels[:, 1:].reshape(levels.shape[0], levels.shape[1] - 1, -1)

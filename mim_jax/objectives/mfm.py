@@ -17,7 +17,7 @@ from mim_jax.clock import Clock
 from mim_jax.config import choice
 from mim_jax.corruptions import CORRUPTIONS, Corrupted
 from mim_jax.errors import UserError
-from mim_jax.frequencies import image_of, spectrum
+from mim_jax.frequencies import brightness, image_of, spectrum
 from mim_jax.inputs import Inputs
 from mim_jax.losses import SpectrumDistance, Weighted
 from mim_jax.models.decoders import MAEDecoder
@@ -132,7 +132,7 @@ class MFM(Objective):
                 panels.Image(jnp.clip(restored, 0, 1), title='reconstruction'),
             ],
             'spectra': [
-                panels.Image(_brightness(x, clean), title=title) for title, x in titled.items()
+                panels.Image(brightness(x, like=clean), title=title) for title, x in titled.items()
             ],
         }
 
@@ -142,13 +142,3 @@ class MFM(Objective):
 
     def _head(self) -> TokenHead:
         return TokenHead(self._features, self.encoder.initialization, self.encoder.dtype)
-
-
-def _brightness(spectra: jax.Array, like: jax.Array) -> jax.Array:
-    """Spectra [B,H,W,C] for the eye, [B,H,W,1] in [0, 1]: mean of the channels, the mean frequency
-    in the middle; logarithms, from the largest of `like` (white) to a ten-thousandth of it (black).
-    """
-    values, white = (jnp.abs(x).mean(axis=-1, keepdims=True) for x in (spectra, like))
-    white = jnp.maximum(white.max(axis=(1, 2), keepdims=True), 1e-6)
-    decades = jnp.log10(jnp.maximum(values / white, 1e-6))
-    return jnp.fft.fftshift(jnp.clip(1 + decades / 4, 0, 1), axes=(1, 2))

@@ -16,17 +16,16 @@ from mim_jax.losses import DISTANCES, masked_mean
 from mim_jax.masking import MASKINGS
 from mim_jax.models.heads import TokenHead
 from mim_jax.models.vit import ViT
-from mim_jax.morphing import Morphing
 from mim_jax.objectives.base import Batch, Objective, Variables
+from mim_jax.objectives.morphed import Morphed
 from mim_jax.objectives.targeted import Targeted
 from mim_jax.panels import Sheets
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenPrediction(Targeted):
+class TokenPrediction(Morphed, Targeted):
     """Predicts a target at every patch; a method adds how tokens are hidden and predicted.
 
-    morphing: groups over which prediction and target are averaged before they are compared.
     masking: which tokens are hidden, one of MASKINGS.
     distance: between the tokens of prediction and target, one of DISTANCES.
     loss_on: the tokens whose distances are averaged; after morphing a token stands for its group,
@@ -34,20 +33,14 @@ class TokenPrediction(Targeted):
     """
 
     masking: Any = choice(MASKINGS, 'random')
-    morphing: Morphing = dataclasses.field(default_factory=lambda: Morphing(schedule='none'))
     distance: Any = choice(DISTANCES, 'l2')
     loss_on: Literal['hidden', 'all'] = 'hidden'
 
     def bind(self, encoder: ViT, inputs: Inputs, clock: Clock | None = None) -> Objective:
         bound = super().bind(encoder, inputs, clock)
         self.masking.count(bound.grid)  # says what is wrong where the mask does not fit the grid
-        num_tokens = bound.grid[0] * bound.grid[1]
-        self.morphing.check(num_tokens, network=hasattr(self.target, 'merged'))
+        self.morphing.check(bound.num_grouped, network=hasattr(self.target, 'merged'))
         return bound
-
-    @property
-    def batch_parts(self) -> int:
-        return self.morphing.shares(self.grid[0] * self.grid[1])
 
     def predict(
         self, variables: Variables, batch: Batch, mask: jax.Array, drop_path_keys: Any = None

@@ -73,7 +73,7 @@ def adapt(
     Raises:
         UserError: it is none, or of another width, depth, number of heads, patch or function.
     """
-    old = {name: np.asarray(value) for name, value in native.flatten(params).items()}
+    old = {n: np.asarray(value, np.float32) for n, value in native.flatten(params).items()}
     new = {name: tuple(value.shape) for name, value in native.flatten(expected).items()}
     if 'patch_embed/kernel' not in old:
         raise UserError(f'{what} holds no encoder: patch_embed/kernel is missing')

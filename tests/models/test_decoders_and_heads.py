@@ -8,7 +8,7 @@ import pytest
 
 from mim_jax.models import Encoded, MAEDecoder, PooledClassifier, TokenHead
 from mim_jax.models.decoders import unshuffle
-from mim_jax.models.heads import LevelHeads, MLPHead
+from mim_jax.models.heads import LevelHeads, MLPHead, side_by_side
 
 
 def test_unshuffle_puts_tokens_back_and_fills_the_rest():
@@ -94,6 +94,25 @@ def test_level_heads_mix_the_blocks_and_project_each_level(fusion):
         mixed = sum(weights[level, block] * tokens[:, :, block] for block in range(4))
         by_hand = mixed @ linear['kernel'][level] + linear['bias'][level]
         np.testing.assert_allclose(found[:, :, level], by_hand, atol=1e-4)
+
+
+def test_stacked_layers_side_by_side():
+    rng = np.random.default_rng(0)
+    layers = {
+        block: Encoded(rng.normal(size=(2, 3, 4)), class_token=rng.normal(size=(2, 4)))
+        for block in (1, 2, 3)
+    }
+    stacked = Encoded(layers[3].tokens, layers=layers).stacked((2, 3))
+    assert stacked.shape == (2, 4, 2, 4)
+    joined = side_by_side(stacked)
+    for image in range(2):
+        for level, block in enumerate((2, 3)):
+            own = layers[block]
+            np.testing.assert_allclose(stacked[image, 0, level], own.class_token[image], rtol=1e-6)
+            for n in range(3):
+                part = joined[image, n, 4 * level : 4 * level + 4]
+                np.testing.assert_allclose(stacked[image, 1 + n, level], part)
+                np.testing.assert_allclose(part, own.tokens[image, n], rtol=1e-6)
 
 
 def test_pooled_classifier():

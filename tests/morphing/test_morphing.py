@@ -147,3 +147,21 @@ def test_groups_of_some_tokens_are_placed_among_the_others():
     found = placed(groups, places, num_tokens=6)
     assert found.dtype == jnp.int32
     assert found.tolist() == [[0, 1, 2, 3, 1, 5], [5, 1, 2, 3, 4, 5]]
+
+
+def test_panels_show_groups_of_some_tokens_where_these_are():
+    morphing = Morphing(schedule='constant', num_merged=2)
+    tokens = jax.random.normal(jax.random.key(0), (2, 4, 3))
+    (alone,), (among,) = (
+        morphing.panels(tokens),
+        morphing.panels(tokens, places=np.array([[1, 2, 4, 5], [0, 3, 4, 6]]), num_tokens=7),
+    )
+    assert among.title == alone.title and among.values.shape == (2, 7)
+    for image, places in enumerate([[1, 2, 4, 5], [0, 3, 4, 6]]):
+        groups = [set(np.flatnonzero(row == n)) for row in [among.values[image]] for n in row]
+        for place in range(7):
+            expected = {place}
+            if place in places:
+                own = alone.values[image, places.index(place)]
+                expected = {places[i] for i in np.flatnonzero(alone.values[image] == own)}
+            assert groups[place] == expected

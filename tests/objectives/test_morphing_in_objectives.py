@@ -1,6 +1,7 @@
 """Every grouping as a field of a method's config."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -8,16 +9,22 @@ import pytest
 
 from mim_jax import assembly, experiment, keys
 from mim_jax import config as configs
+from mim_jax.clock import Clock
 from mim_jax.data import image_fields
 from mim_jax.errors import UserError
 from mim_jax.losses import standardize_tokens
 from mim_jax.morphing import GROUPINGS
+from mim_jax.objectives import OBJECTIVES
+from mim_jax.objectives.morphed import Morphed
+
+CONFIGS = Path(__file__).parent.parent.parent / 'configs'
+CLOCK = Clock(16, epoch_examples=64, total_steps=30)
 
 
-def make(config, **assignments):
+def make(config, *, clock=None, **assignments):
     given = [(f'objective.{name}', value) for name, value in assignments.items()]
     run = experiment.from_config(configs.override(config, experiment.Experiment, given))
-    return assembly.make_objective(run, fields=image_fields(10))
+    return assembly.make_objective(run, fields=image_fields(10), clock=clock)
 
 
 @pytest.fixture
@@ -96,3 +103,12 @@ def test_options_of_another_grouping_are_named(tiny_config):
     given = [('objective.morphing.grouping.compactness', '3')]
     with pytest.raises(UserError, match='morphing.grouping.compactness'):
         configs.override(config, experiment.Experiment, given)
+
+
+@pytest.mark.parametrize('name', [n for n, kind in OBJECTIVES.items() if issubclass(kind, Morphed)])
+def test_a_batch_has_as_many_parts_as_morphing_has_shares(name):
+    """Where its schedule leaves something to draw."""
+    config = configs.load(f'{CONFIGS / name}.py:embedded')
+    config.objective.morphing.num_shares = 3
+    for schedule, parts in (('random', 3), ('none', 1)):
+        assert make(config, **{'morphing.schedule': schedule}, clock=CLOCK).batch_parts == parts

@@ -165,6 +165,19 @@ def test_what_a_fine_tuned_network_has_and_has_not():
     assert adapted(MODEL, MODEL, params=clip).left_out == ('projection/kernel',)
 
 
+@pytest.mark.parametrize('dtype', ['float64', 'float16'])
+def test_all_parameters_come_out_in_float32(dtype):
+    old = model_of(position='none', relative_position='shared')
+    new = model_of(relative_position='both', position='none')
+    params = jax.tree.map(lambda x: x.astype(dtype), parameters(old))
+    found = adapted(old, new, size=LARGER, params=params)
+    assert {x.dtype for x in jax.tree.leaves(found.params)} == {np.dtype('float32')}
+    kernel = params['blocks']['mlp']['fc1']['kernel']
+    np.testing.assert_array_equal(
+        found.params['blocks']['mlp']['fc1']['kernel'], kernel.astype('float32')
+    )
+
+
 def test_weights_that_state_no_fields():
     found = adapted(MODEL, MODEL, stated=False)
     assert not found.fresh and not found.left_out
