@@ -126,7 +126,7 @@ class Evaluation:
             mesh=self._program.mesh,
             data=self._config,
             views=self.views,
-            source=EvenlySpaced(self._sources['test'], judge.max_test),
+            source=self._source(judge, 'test'),
             batch_size=self._batch_size,
             num_classes=self._num_classes,
             compiled=self._compiled_by_judges,
@@ -171,7 +171,7 @@ class Evaluation:
     def _batch_size(self) -> int:
         return self._program.run.eval.batch_size or self._config.batch_size
 
-    def _source(self, evaluator: Evaluator, split: str) -> EvenlySpaced | None:
+    def _source(self, evaluator: Evaluator | Judge, split: str) -> EvenlySpaced | None:
         """The images of a split that an evaluator is given, None where it is given none."""
         if split not in self._sources or (split == 'test' and evaluator.test == 'unused'):
             return None
@@ -179,13 +179,17 @@ class Evaluation:
 
 
 def _check_judge(name: str, judge: Judge, objective: Any) -> None:
-    """Raises UserError where an objective does not predict what a judge judges."""
+    """Raises UserError where an objective does not predict what a judge judges, or where the judge
+    itself finds that it cannot.
+    """
     if not hasattr(objective, judge.judges):
         raise UserError(
             f'config.eval.evaluators names {name!r}, which judges what an objective predicts '
             f'({judge.judges}); this objective predicts none: leave it out, or fine-tune with one '
             'that does, such as classification.'
         )
+    if hasattr(judge, 'check'):
+        judge.check(objective)
 
 
 def _possible(

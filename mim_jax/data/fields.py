@@ -23,6 +23,8 @@ class Field:
       for no class.
     reduce_zero_label: of a map of classes, as an item holds it: 0 stands for no class and k for
       class k - 1 (ADE20K). Views have the classes.
+    names: of the classes by their numbers, where the source tells them. They make no difference to
+      what a batch is, and fields that differ in nothing else are equal.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Field:
     dtype: str = 'int32'
     num_classes: int | None = None
     reduce_zero_label: bool = False
+    names: tuple[str, ...] | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -50,9 +53,10 @@ def image_fields(num_classes: int | None = None) -> tuple[Field, ...]:
     return (image,) if num_classes is None else (image, label_field(num_classes))
 
 
-def label_field(num_classes: int) -> Field:
+def label_field(num_classes: int, names: Iterable[str] | None = None) -> Field:
     """The class of an image, one number."""
-    return Field('label', 'value', num_classes=num_classes)
+    names = None if names is None else tuple(names)
+    return Field('label', 'value', num_classes=num_classes, names=names)
 
 
 def find(fields: Iterable[Field], name: str) -> Field | None:

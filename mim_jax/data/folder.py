@@ -86,23 +86,23 @@ class ImageFolder:
 
     def __init__(self, section, *, split):
         path = _existing(section.path, 'path', 'the images')
-        self._root = _split_folder(path, split)
+        self.root = _split_folder(path, split)
         training = os.path.join(path, 'train')
-        classes = _class_names(training if os.path.isdir(training) else self._root)
+        classes = class_names(training if os.path.isdir(training) else self.root)
         names, labels = [], []
-        for name in _class_names(self._root):
-            found = _images_below(self._root, name)
+        for name in class_names(self.root):
+            found = _images_below(self.root, name)
             if found and name not in classes:
                 raise UserError(
-                    f'config.data.source.path: the class folder {os.path.join(self._root, name)} '
+                    f'config.data.source.path: the class folder {os.path.join(self.root, name)} '
                     f'has no counterpart in {training}: both parts need the same class names'
                 )
             names += found
             labels += [classes.index(name)] * len(found) if found else []
-        loose = sorted(n for n in os.listdir(self._root) if _is_image(n))
+        loose = sorted(n for n in os.listdir(self.root) if _is_image(n))
         if names and loose:
             raise UserError(
-                f'config.data.source.path: {self._root} has class folders and beside them '
+                f'config.data.source.path: {self.root} has class folders and beside them '
                 f'{len(loose)} images without a class (the first: {loose[0]}): move them into a '
                 f'class folder, or out of this one'
             )
@@ -110,15 +110,15 @@ class ImageFolder:
         names = loose if flat else names
         if not names:
             raise UserError(
-                f'config.data.source.path: no images in {self._root} or its sub-folders: expected '
+                f'config.data.source.path: no images in {self.root} or its sub-folders: expected '
                 f'files that end in {", ".join(SUFFIXES)}'
             )
         labels = np.array(labels, np.int32)
         if section.pairs:
-            first = _first_of_pairs(names, self._root)
+            first = _first_of_pairs(names, self.root)
             names, labels = [names[i] for i in first], labels[first] if len(labels) else labels
         self.classes = None if flat else classes
-        label = () if flat else (label_field(len(classes)),)
+        label = () if flat else (label_field(len(classes), classes),)
         self.fields = (*image_fields(), *label, *section.extra_fields())
         self._labels = None if flat else labels
         self._names = _Strings(names)
@@ -144,7 +144,7 @@ class ImageFolder:
         return files
 
     def describe(self, index):
-        return os.path.join(self._root, self._names[index])
+        return os.path.join(self.root, self._names[index])
 
 
 class _Files(dict):
@@ -248,7 +248,8 @@ def _split_folder(path, split, *, field='path'):
     return path
 
 
-def _class_names(root):
+def class_names(root):
+    """The sorted names of the sub-folders of a folder, which are its classes."""
     with os.scandir(root) as entries:
         return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith('.'))
 

@@ -223,7 +223,9 @@ def _fields(info, maps):
     label = next((k for k in labels if k in supervised), labels[0] if len(labels) == 1 else None)
     for key in labels:
         name = 'label' if key == label else key
-        found[key] = Field(name, 'value', num_classes=features[key].num_classes)
+        kind = features[key]
+        names = None if kind.num_classes is None else tuple(kind.names)
+        found[key] = Field(name, 'value', num_classes=kind.num_classes, names=names)
     for key in images[1:]:
         if key in others:
             found[key] = Field('other' if len(others) == 1 else key, 'image')

@@ -26,6 +26,7 @@ from mim_jax.evaluators.health import Health
 from mim_jax.evaluators.judged import Judged
 from mim_jax.evaluators.knn import KNN
 from mim_jax.evaluators.linear import Linear
+from mim_jax.evaluators.robustness import Robustness
 from mim_jax.evaluators.segmentation import Segmentation
 from mim_jax.evaluators.subset import EvenlySpaced, Repeated
 
@@ -47,6 +48,7 @@ __all__ = [
     'Part',
     'Pool',
     'Repeated',
+    'Robustness',
     'Segmentation',
     'Test',
     'collect',
@@ -65,5 +67,6 @@ EVALUATORS: dict[str, type[Evaluator] | type[Judge]] = {
     'health': Health,
     'augmented': Augmented,
     'accuracy': Accuracy,
+    'robustness': Robustness,
     'segmentation': Segmentation,
 }

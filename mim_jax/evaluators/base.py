@@ -50,6 +50,9 @@ class Judge(Protocol):
     labels, test: as of an `Evaluator`.
     judges: the method of an objective that it asks, such as 'logits'.
     max_test: so many images of the evaluation split, evenly spaced over it; None: all.
+
+    It may also have `check(objective)`, which raises UserError before a run starts where it could
+    not judge.
     """
 
     labels: ClassVar[bool]

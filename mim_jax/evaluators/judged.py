@@ -21,7 +21,8 @@ class Judged:
     mesh: batches are split over its axes `data` and `fsdp`.
     data: the config section. views: the objective's, as evaluators see them
       (`data.eval_views`): all the same at every call.
-    source: the evaluation split's images, as many as the judge's `max_test` says.
+    source: the evaluation split's images, as many as the judge's `max_test` says; None for a judge
+      that does not use it.
     batch_size: of `batches`, over all processes.
     num_classes: of the training split; None without labels.
     compiled: where `jit` keeps its functions.
@@ -33,7 +34,7 @@ class Judged:
     mesh: jax.sharding.Mesh
     data: data_room.DataConfig
     views: data_room.Views
-    source: data_room.Source
+    source: data_room.Source | None
     batch_size: int
     num_classes: int | None
     compiled: dict[str, Callable]

@@ -6,7 +6,15 @@ import cv2
 import numpy as np
 import pytest
 
-from mim_jax.data import DataConfig, Field, eval_batches, image_fields, make_source, num_classes
+from mim_jax.data import (
+    DataConfig,
+    Field,
+    eval_batches,
+    find,
+    image_fields,
+    make_source,
+    num_classes,
+)
 from mim_jax.data.decode import CorruptImage
 from mim_jax.data.elements import EvalElements
 from mim_jax.data.folder import Folder
@@ -35,6 +43,7 @@ def test_classes_are_sorted_sub_folders(tmp_path):
     assert described(source) == [str(tmp_path / n) for n in names]
     assert [source[i]['label'] for i in range(5)] == [0, 1, 1, 2, 2]
     assert num_classes(source.fields) == 3 and source.classes == ['ant', 'cat', 'dog']
+    assert find(source.fields, 'label').names == ('ant', 'cat', 'dog')
     assert source[3]['image'] == (tmp_path / 'dog/a.jpg').read_bytes()
 
 
