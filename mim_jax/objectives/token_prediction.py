@@ -87,14 +87,10 @@ class TokenPrediction(Morphed, Targeted):
         images = batch['images']
         mask = self.mask(variables, batch, step)
         hidden, sheets = panels.Mask(mask), {}
-        if hasattr(self.target, 'to_images'):
-            prediction = self.predict(variables, batch, mask)
-            shown = jnp.clip(self.target.to_images(prediction, images), 0, 1)
-            sheets['reconstruction'] = [
-                hidden,
-                panels.Image(shown, title='reconstruction'),
-                panels.Image(shown, mask=mask, title='with visible patches'),
-            ]
+        if hasattr(self.target, 'panels'):
+            shown = self.target.panels(self.predict(variables, batch, mask), images)
+            filled = shown[-1].replace(mask=mask, title='with visible patches')
+            sheets['reconstruction'] = [hidden, *shown, filled]
         groups = self.morphing.panels(
             self.targets(variables, images), **self.morphed(variables, batch)
         )

@@ -16,10 +16,10 @@ class Target:
     the student's encoder and the shape and normalisation of the student's images.
 
     All functions but `bind` need a bound target. `variables` are the objective's collections
-    (`params`, `teacher`, `ema`). A target that can be shown as an image also has
-    `to_images(prediction, images)` -> [B,H,W,C] in about [0, 1]. One that a network computes has
-    `merged(variables, images, num_merged)`, which merges so many tokens (int32 scalar) inside it
-    and returns (target, groups [B,N] int32).
+    (`params`, `teacher`, `ema`). A target whose predictions can be shown also has
+    `panels(prediction, images)` -> `mim_jax.panels`, the last an Image. One that a network computes
+    has `merged(variables, images, num_merged)`, which merges so many tokens (int32 scalar) inside
+    it and returns (target, groups [B,N] int32).
     """
 
     encoder: ViT = context()

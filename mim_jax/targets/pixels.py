@@ -4,6 +4,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
+from mim_jax import panels
 from mim_jax.models.patches import patch_grid, patchify, unpatchify
 from mim_jax.targets.base import Target
 
@@ -42,6 +43,23 @@ class Pixels(Target):
     def __call__(self, variables, images):
         patches = patchify(self.inputs.normalize(images), patch_size=self.encoder.patch_size)
         return normalize_patches(patches) if self.normalize else patches.astype(jnp.float32)
+
+    def panels(self, prediction, images):
+        """What there is to see of predictions [B,N,p*q*C]: panels, the last one as an image.
+
+        With `normalize` the prediction itself comes first (grey where it is 0, each deviation a
+        fifth of the range), because its image borrows mean and deviation from the truth and looks
+        right even where nothing was learned.
+        """
+        image = jnp.clip(self.to_images(prediction, images), 0, 1)
+        if not self.normalize:
+            return [panels.Image(image, title='reconstruction')]
+        grid = patch_grid(images.shape[1:3], self.encoder.patch_size)
+        raw = unpatchify(prediction, grid=grid, patch_size=self.encoder.patch_size)
+        return [
+            panels.Image(jnp.clip(0.5 + 0.2 * raw, 0, 1), title='prediction (normalised)'),
+            panels.Image(image, title='with true mean and deviation of each patch'),
+        ]
 
     def to_images(self, prediction, images):
         """Predictions [B,N,p*q*C] as images in about [0, 1].

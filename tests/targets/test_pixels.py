@@ -43,3 +43,25 @@ def test_a_perfect_prediction_shows_the_image():
         target = Pixels(normalize=normalize).bind(ENCODER, INPUTS)
         shown = target.to_images(target({}, IMAGES), IMAGES)
         np.testing.assert_allclose(shown, IMAGES, atol=1e-5)
+
+
+def test_a_borrowed_mean_is_said_and_what_was_predicted_is_shown():
+    """Predictions that know nothing make an image with the patches' true means: it looks right. The
+    prediction itself is shown as the nothing that it is.
+    """
+    target = Pixels(normalize=True).bind(ENCODER, INPUTS)
+    raw, image = target.panels(np.zeros_like(target({}, IMAGES)), IMAGES)
+    assert raw.title == 'prediction (normalised)' and 'true mean' in image.title
+    np.testing.assert_array_equal(raw.values, 0.5)
+    seen = (np.asarray(image.values) - np.array(MEAN)) / np.array(STD)
+    truth = patch_loop().mean(axis=-1).reshape(2, 2, 3)
+    np.testing.assert_allclose(
+        seen, truth.repeat(4, axis=1).repeat(4, axis=2)[..., None].repeat(3, axis=3), atol=1e-4
+    )
+
+
+def test_pixels_as_they_are_need_no_second_panel():
+    target = Pixels(normalize=False).bind(ENCODER, INPUTS)
+    (panel,) = target.panels(target({}, IMAGES), IMAGES)
+    assert panel.title == 'reconstruction'
+    np.testing.assert_allclose(panel.values, IMAGES, atol=1e-5)
