@@ -28,7 +28,9 @@ and `embedded` are ours. None of the large ones has been run to the end by this 
 has not been measured.
 
 `embedded` learns from the labels of 1,024 scenes, few enough that what was learned without them
-shows.
+shows: 59.0 % of 2,048 test scenes from the quick start, 11.3 % from scratch by the same command
+(docs/finetuning.md). It erases and mixes nothing, and its RandAugment is one operation: a choice
+for so short a run, not the result of a comparison.
 """
 
 import _data
@@ -131,7 +133,7 @@ def embedded():
     config.optimizer.update(
         learning_rate=1e-3, warmup_percent=10.0, beta2=0.98, layer_decay=0.8, clip_norm=3.0
     )
-    config.train.total_steps = 300
+    config.train.total_steps = 240
     config.checkpoint.every_percent = 50.0
     config.eval.every_percent = 50.0
     config.eval.accuracy.max_test = 2048

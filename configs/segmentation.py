@@ -21,7 +21,7 @@ ours. Not run at these sizes by this project; their cost has not been measured.
     python -m mim_jax.main --config=configs/segmentation.py:embedded \\
         --config.init.weights=runs/quickstart
 
-`embedded` finds the digits in 512 labelled scenes (two classes: ground and digit), starting from
+`embedded` finds the digits in 256 labelled scenes (two classes: ground and digit), starting from
 the encoder of the quick start; without `init.weights` from scratch, with the same budget.
 """
 
@@ -115,11 +115,11 @@ def vitb_linear():
 def embedded():
     config, quick = default_config('segmentation'), quickstart()
     config.data, config.model = quick.data, quick.model
-    config.data.source.num_train = 512
+    config.data.source.num_train = 256
     config.data.batch_size = 32
     config.model.update(mask_token=False, final_norm=False, drop_path=0.1)
     config.objective.map = 'mask'
-    config.objective.head.update(channels=48, auxiliary_channels=24)
+    config.objective.head.update(channels=32, auxiliary_channels=16)
     config.optimizer.update(
         learning_rate=1e-3,
         scaling='none',
@@ -128,7 +128,7 @@ def embedded():
         beta2=0.999,
         layer_decay=0.75,
     )
-    config.train.total_steps = 200
+    config.train.total_steps = 120
     config.checkpoint.every_percent = 50.0
     config.eval.update(evaluators=('segmentation',), every_percent=25.0)
     config.eval.segmentation.max_test = 512

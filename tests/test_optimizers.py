@@ -52,6 +52,26 @@ def test_multistep_as_simmim():
     np.testing.assert_allclose(schedule(71), 2e-5, rtol=1e-5)
 
 
+def test_linear_decay_is_mmcvs_poly_with_its_linear_warm_up():
+    """The warm-up is a factor on a rate that falls from the first step on."""
+    config = OptimizerConfig(
+        learning_rate=5e-5,
+        scaling='none',
+        schedule='linear',
+        warmup_steps=15,
+        warmup_learning_rate=5e-11,
+        end_learning_rate=1e-6,
+    )
+    schedule = make_schedule(config, CLOCK)
+    for step in (0, 4, 14, 15, 60, 100):
+        regular = (5e-5 - 1e-6) * (1 - step / 100) + 1e-6
+        missing = (1 - step / 15) * (1 - 1e-6) if step < 15 else 0.0
+        expected = regular * (1 - missing)
+        np.testing.assert_allclose(schedule(step), expected, rtol=1e-5, atol=1e-11)
+    plain = OptimizerConfig(learning_rate=1.0, scaling='none', schedule='linear')
+    np.testing.assert_allclose(make_schedule(plain, CLOCK)(25), 0.75, rtol=1e-6)
+
+
 def test_with_a_horizon_the_run_ends_in_the_midst_of_its_schedule():
     """CroCo: a schedule of 800 epochs, stopped at 400; the warm-up keeps its own length."""
     config = OptimizerConfig(learning_rate=1.5e-4, warmup_epochs=10.0, horizon=2.0)

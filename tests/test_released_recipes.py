@@ -23,7 +23,7 @@ from mim_jax.sharding import path_name
 CONFIGS = Path(__file__).parent.parent / 'configs'
 # Which follow that code in tokens and decay, and which of them in epochs too: the ImageNet recipes.
 FOLLOW = ['dtm', 'dtm:vitb', 'dtm:cifar10', 'dtm_vitb', 'dtm_vits', 'dtm_vitl', 'dtm_cifar10']
-FOLLOW += ['beitv2', 'beitv2:vitb', 'beitv2:cifar10', 'finetune', 'transfer']
+FOLLOW += ['beitv2', 'beitv2:vitb', 'beitv2:cifar10', 'finetune', 'segmentation', 'transfer']
 COUNT = ['dtm', 'dtm:vitb', 'dtm_vitb', 'dtm_vits', 'dtm_vitl', 'beitv2', 'beitv2:vitb']
 COUNT += ['finetune']
 SIZED = ('dtm', 'beitv2', 'byol', 'hpm', 'lut', 'mae', 'mae_clip', 'mfm', 'simmim', 'vqkd')

@@ -1,20 +1,13 @@
 """Mixup and CutMix: against a loop, and the same pairs in microbatches and on meshes."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from scipy import stats
 
-from mim_jax import experiment, sharding
-from mim_jax.data import image_fields, make_source, train_batches
 from mim_jax.data.mixing import mix
 from mim_jax.errors import UserError
-from mim_jax.objectives import Classification
-from mim_jax.program import Program
 
 CLASSES = 8
 
@@ -145,35 +138,6 @@ def test_meshes_mix_as_one_device_does(ways):
     spread = mixed(*jax.device_put((keys, images, targets), place))
     for mine, theirs in zip(spread, mixed(keys, images, targets), strict=True):
         np.testing.assert_allclose(mine, theirs, atol=1e-6)
-
-
-@dataclasses.dataclass(frozen=True)
-class Mixed(Classification):
-    """Learns from mixed images."""
-
-    def loss(self, variables, batch, key, step):
-        targets = jax.nn.one_hot(batch['labels'], self.inputs.num_classes)
-        images, targets = mix(batch['keys'], batch['images'], targets, mixup=0.8, cutmix=1.0)
-        tokens = self.features(variables, images).tokens
-        logits = tokens.mean(axis=1) @ jax.random.normal(jax.random.key(0), (32, 10))
-        return optax.softmax_cross_entropy(logits, targets).mean(), {}, {}
-
-
-@pytest.mark.slow
-def test_training_on_mixed_images_is_the_same_in_any_layout(tiny_config):
-    found = []
-    for accumulation, mesh in ((1, {'data': 1}), (4, {'data': 2}), (2, {'data': 2, 'fsdp': 2})):
-        config = tiny_config('classification', accumulation=accumulation)
-        config.mesh.update(min_shard_size=64, **mesh)
-        run = experiment.from_config(config)
-        run = dataclasses.replace(run, objective=Mixed(head_scale=1.0))
-        program = Program.make(run, epoch_examples=64, fields=image_fields(10))
-        source = make_source(run.data, split='train')
-        batch = next(train_batches(source, run.data, seed=0, views=program.views))
-        state, step = program.init({}), program.trace().lower().compile()
-        _, metrics = step(state, sharding.put_batch(batch, program.mesh))
-        found.append([float(metrics[name]) for name in ('loss', 'grad_norm')])
-    np.testing.assert_allclose(found[1:], [found[0]] * 2, rtol=2e-4)
 
 
 def test_an_odd_number_has_no_pairs():

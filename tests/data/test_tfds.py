@@ -226,3 +226,38 @@ def test_every_feature_of_fixed_shape_is_a_field(tmp_path, supervised):
     np.testing.assert_array_equal(batch['labels' if supervised else 'familys'], numbers % 3)
     np.testing.assert_array_equal(batch['corners'], np.stack([0 * numbers + 0.5, numbers / 4], 1))
     np.testing.assert_array_equal(batch['ages'], 40 + numbers)
+
+
+def test_a_map_of_classes_that_is_declared_an_image(tmp_path):
+    """As scene_parse150, whose annotation is declared to have three channels and has one."""
+    from tensorflow_datasets import features as kinds
+
+    features = {
+        'annotation': kinds.Image(shape=(None, None, 3), encoding_format='png'),
+        'image': kinds.Image(shape=(None, None, 3), encoding_format='jpeg'),
+    }
+    photo = flat(90, 20, 30, 3, ending='.jpg')
+    records = [{'image': photo, 'annotation': flat(i, 20, 30)} for i in (0, 3)]
+    write(tmp_path, 'scenes', features, records)
+
+    def make(**section):
+        section = Tfds(path=str(tmp_path), dataset='scenes', **section)
+        config = DataConfig(source=section, image_size=(8, 8))
+        return section, config, make_source(config, split='train')
+
+    options = {'map': 'annotation', 'map_classes': 150, 'reduce_zero_label': True}
+    section, config, source = make(**options)
+    expected = Field('map', 'map', num_classes=150, reduce_zero_label=True)
+    assert source.fields == (*image_fields(), expected) == section.assumed_fields()
+    views = {'images': config.view(maps=('map',))}
+    batch = next(iter(eval_batches(source, config, batch_size=2, views=views)))
+    assert (batch['images_map'][0] == 255).all() and (batch['images_map'][1] == 2).all()
+    assert Tfds(**options).assumed_fields() == (*image_fields(1000), expected)
+    _, _, plain = make()
+    assert plain.fields == (*image_fields(), Field('other', 'image'))
+    with pytest.raises(UserError, match="scenes has no image 'mask', but annotation, image"):
+        make(map='mask')
+    with pytest.raises(ValueError, match='need map'):
+        Tfds(map_classes=3)
+    with pytest.raises(ValueError, match='reduce_zero_label needs map_classes'):
+        Tfds(map='annotation', reduce_zero_label=True)

@@ -83,6 +83,16 @@ def test_whole_images_on_any_mesh_and_batch(make, devices, batch_size, count):
     assert [step._cache_size() for step in evaluation._compiled_by_judges.values()] == [1]
 
 
+def test_sliding_over_images_of_the_windows_size_is_whole(make):
+    program, evaluation = make(max_test=13, batch_size=8)
+    _, sliding_evaluation = make(max_test=13, batch_size=8, mode='slide')
+    variables = program.init({}).variables
+    assert sliding_evaluation.run(variables) == evaluation.run(variables)
+    seen = [one.confusions['segmentation'] for one in (evaluation, sliding_evaluation)]
+    np.testing.assert_array_equal(*seen)
+    assert seen[0].sum() == 13 * 32 * 32
+
+
 @dataclasses.dataclass(frozen=True)
 class Windows:
     """An objective whose logits depend on the pixel and its place in the window."""

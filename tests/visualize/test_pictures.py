@@ -169,6 +169,7 @@ def test_a_sheet_has_the_input_and_a_column_for_every_panel():
         panels.HeatMap(np.arange(6.0)[None]),
         panels.Groups(np.arange(6)[None]),
         panels.Tokens(np.eye(6)[None]),
+        panels.Classes(np.full((1, 8, 12), 255)),
     ]
     sheets = pictures.render({'all': shown, 'none': []}, images, grid=GRID)
     found = columns_of(sheets['all'], 8, 12)
@@ -181,6 +182,7 @@ def test_a_sheet_has_the_input_and_a_column_for_every_panel():
         pictures.to_pixels(pictures.heat_colors(np.arange(6.0)[None]), grid=GRID, size=(8, 12)),
         images,  # a patch alone is the plain photo
         pictures.to_pixels(pictures.pca_colors(np.eye(6)[None]), grid=GRID, size=(8, 12)),
+        pictures.OPACITY * np.float32(pictures.HIDDEN) + (1 - pictures.OPACITY) * images,
     ]
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
@@ -228,3 +230,16 @@ def test_on_canvas():
     shown = pictures.on_canvas(images, (7, 3))
     np.testing.assert_array_equal(shown[:, 1:5], images)
     assert shown.shape == (2, 7, 3, 3) and (shown[:, [0, 5, 6]] == 1).all()
+
+
+def test_classes_have_colours_of_their_own_over_the_photo():
+    photo = np.stack([np.zeros((2, 128, 3)), np.ones((2, 128, 3))])
+    classes = np.stack([np.arange(256).reshape(2, 128)] * 2)
+    dark, light = pictures.paint_classes(photo, classes)
+    np.testing.assert_allclose(light - dark, 1 - pictures.OPACITY, atol=1e-6)
+    assert len(np.unique(dark.reshape(-1, 3).round(4), axis=0)) == 256
+    np.testing.assert_allclose(dark[1, -1], pictures.OPACITY * np.array(pictures.HIDDEN), atol=1e-6)
+    # Neighbours in number are far apart in colour, the first ones most of all.
+    first = dark.reshape(-1, 3)[:8]
+    apart = np.linalg.norm(first[:, None] - first[None], axis=-1) + np.eye(8)
+    assert apart.min() > 0.12
