@@ -99,7 +99,8 @@ class TfdsImages:
             )
         self.fields = tuple(self._keys.values())
         self._name = f'{name} {split}'
-        mend = f'copy it anew, or prepare the dataset again by `{_command(name, data_dir)}`'
+        command = f'{_command(name, data_dir)} --overwrite'
+        mend = f'copy it anew, or prepare the dataset again by `{command}`'
         check_shards(shards, mend=mend)
         self._records = builder.as_data_source(split=split).data_source
 

@@ -1,5 +1,6 @@
 """Probing in the one trainer: a frozen encoder, batch norm before the classifier, attention."""
 
+import dataclasses
 from pathlib import Path
 
 import chex
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from mim_jax import assembly, data, experiment, sharding
+from mim_jax import assembly, data, experiment, flops, sharding
 from mim_jax import config as configs
+from mim_jax.checkpoints import Checkpoints
 from mim_jax.clock import Clock
 from mim_jax.errors import UserError
 from mim_jax.models import AttentivePool
@@ -127,6 +129,35 @@ def test_any_mesh_probes_alike(make, pooling):
     )
     for name, value in one.items():
         np.testing.assert_allclose(many[name], value, rtol=1e-3, atol=1e-4, err_msg=str(name))
+
+
+def test_nothing_is_computed_backwards_through_a_frozen_encoder(make):
+    program, _ = make(pooling='class_token')
+    free = dataclasses.replace(
+        program.run, optimizer=dataclasses.replace(program.run.optimizer, frozen=())
+    )
+    free = Program.make(free, epoch_examples=64, fields=program.objective.inputs.fields)
+    count, whole = (flops.matmul_flops(x.trace().jaxpr) for x in (program, free))
+    assert count < 0.4 * whole, (count, whole)
+
+
+@pytest.mark.slow
+def test_a_resumed_probe_is_the_probe(make, tmp_path):
+    program, source = make(pooling='attentive')
+    step = program.trace().lower().compile()
+    host = data.train_batches(source, program.run.data, seed=0)
+    batches = [sharding.put_batch(next(host), program.mesh) for _ in range(2)]
+    state, _ = step(program.init({}), batches[0])
+    saving = Checkpoints(tmp_path, program.run.checkpoint, program.clock)
+    saving.save(1, state, {})
+    saving.close()
+    reading = Checkpoints(tmp_path, program.run.checkpoint, program.clock)
+    restored, _ = reading.restore(program.restorable())
+    reading.close()
+    expected, metrics = step(state, batches[1])
+    found, again = step(restored, batches[1])
+    chex.assert_trees_all_equal(jax.device_get(metrics), jax.device_get(again))
+    chex.assert_trees_all_equal(jax.device_get(expected), jax.device_get(found))
 
 
 def test_refusals(make, tiny_config):
