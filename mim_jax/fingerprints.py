@@ -1,4 +1,4 @@
-"""Fingerprints of weights: whether what a run began with, or learns from, is still the same."""
+"""Fingerprints of weights and data: whether what a run began with, or learns from, is the same."""
 
 import hashlib
 import json
@@ -53,7 +53,8 @@ def check(workdir: str | Path, found: dict[str, str]) -> None:
     except (AttributeError, ValueError):
         raise UserError(f'{path} cannot be read; the work directory is damaged.') from None
     if changed:
+        words = ['training data' if n == 'data' else f'weights of the {n}' for n in changed]
         raise UserError(
-            f'--workdir={workdir}: the weights of the {" and the ".join(changed)} are not those '
-            'with which this run was started; bring these back, or choose another work directory.'
+            f'--workdir={workdir}: the {" and the ".join(words)} are not those with which this run '
+            'was started; bring these back, or choose another work directory.'
         )

@@ -42,6 +42,8 @@ class Trainer:
         self.evaluation = Evaluation(self.program, self.source)
         read = self.program.objective.pretrained()
         self.fingerprints = {name: fingerprints.of(values) for name, values in read.items()}
+        if hasattr(self.source, 'fingerprint'):
+            self.fingerprints['data'] = self.source.fingerprint()
         self.start = None
         if self.found.step is not None:  # a run that resumes no longer needs what it began with
             fingerprints.check(workdir, self.fingerprints)

@@ -36,6 +36,9 @@ def test_what_is_compared(tmp_path):
     fingerprints.check(tmp_path, {'teacher': 'x'})
     with pytest.raises(UserError, match='the weights of the teacher are not those'):
         fingerprints.check(tmp_path, {'teacher': 'z'})
+    with pytest.raises(UserError, match='the weights of the init and the training data are not'):
+        fingerprints.record(tmp_path, {'init': 'y', 'data': 'd'})
+        fingerprints.check(tmp_path, {'init': 'z', 'data': 'e'})
     for damaged in ('{"teacher": ', '[1]'):
         (tmp_path / fingerprints.FILE).write_text(damaged)
         with pytest.raises(UserError, match='damaged'):

@@ -4,10 +4,16 @@ The orientation tag of EXIF is ignored, as torchvision, TensorFlow and therefore
 recipe do. An alpha channel is dropped, of an animation the first frame is taken.
 """
 
+import io
 import struct
 
 import cv2
 import numpy as np
+from PIL import Image
+
+# A small file can claim any size, and decoding it would take all memory: 134 million pixels are
+# more than any camera's, and 400 MB.
+MAX_PIXELS = 2**27
 
 _GREY = {
     1: cv2.IMREAD_GRAYSCALE,
@@ -31,8 +37,8 @@ def jpeg_size(data):
     """(height, width) of a JPEG from its header, or None if `data` is no JPEG.
 
     Raises:
-      CorruptImage: a JPEG that breaks off in its header, or that has no end (a truncated file
-        would otherwise be decoded with a grey rest).
+      CorruptImage: a JPEG that breaks off in its header, has no end (a truncated file would
+        otherwise be decoded with a grey rest), runs into another one, or has no or too many pixels.
     """
     if data[:2] != b'\xff\xd8':
         return None
@@ -46,10 +52,12 @@ def jpeg_size(data):
             position += 1
             continue
         if marker == 0xDA:  # the picture's data begins: the header is over
-            # Inside that data 0xFF is always followed by 0x00 or a restart marker, so the end
-            # marker is found nowhere else behind this point.
-            if size is None or data.rfind(b'\xff\xd9', position) < 0:
+            # Inside that data 0xFF is always followed by 0x00 or a restart marker, so that a
+            # beginning and an end are found nowhere else behind this point.
+            end, another = data.find(b'\xff\xd9', position), data.find(b'\xff\xd8', position)
+            if size is None or end < 0 or 0 <= another < end:
                 raise CorruptImage('JPEG is truncated')
+            _check_size(*size)
             return size
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             if position + 9 > len(data):
@@ -74,6 +82,7 @@ def decode(data, *, channels, reduction=1):
     Raises:
       CorruptImage: the data is no readable image.
     """
+    _check_header(data)
     flags = (_GREY if channels == 1 else _COLOR)[reduction] | cv2.IMREAD_IGNORE_ORIENTATION
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
@@ -96,6 +105,7 @@ def decode_map(data):
       CorruptImage: the data is no readable image, or one of several channels. Files with a palette
         count among these: what OpenCV gives of them are colours, not numbers.
     """
+    _check_header(data)
     try:
         array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
@@ -105,3 +115,26 @@ def decode_map(data):
     if array.ndim != 2:
         raise CorruptImage('a map must be a grey image, its values the numbers of the classes')
     return array
+
+
+def _check_header(data):
+    """Raises CorruptImage for a size that is not decoded, in any format whose header Pillow reads;
+    a JPEG's is checked by `jpeg_size`, before it is chosen how much of it is decoded.
+    """
+    if data[:2] == b'\xff\xd8':
+        return
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
+    except Image.DecompressionBombError as error:
+        raise CorruptImage(f'too many pixels: {error}') from error
+    except Exception:  # whatever it is, OpenCV says whether it is an image
+        return
+    _check_size(height, width)
+
+
+def _check_size(height, width):
+    if min(height, width) < 1:
+        raise CorruptImage(f'its header says {height}x{width} pixels')
+    if height * width > MAX_PIXELS:
+        raise CorruptImage(f'its header says {height}x{width} pixels, more than are decoded')

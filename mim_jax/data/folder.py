@@ -1,7 +1,9 @@
 """Images in a folder: class sub-folders, or flat without labels; pairs of images; label maps."""
 
 import dataclasses
+import hashlib
 import os
+import stat
 
 import numpy as np
 
@@ -21,6 +23,10 @@ SPLIT_NAMES = {
 
 # The two images of a pair, by the end of their stems.
 PAIR = ('_1', '_2')
+# What archivers leave beside class folders.
+NO_CLASSES = ('__MACOSX',)
+# By a fingerprint: a million questions to network storage would take minutes.
+SIZES_LOOKED_AT = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +98,11 @@ class ImageFolder:
         names, labels = [], []
         for name in class_names(self.root):
             found = _images_below(self.root, name)
+            if not found and self.root == training:
+                raise UserError(
+                    f'config.data.source.path: the class folder {os.path.join(self.root, name)} '
+                    f'has no images: put some in, or remove it'
+                )
             if found and name not in classes:
                 raise UserError(
                     f'config.data.source.path: the class folder {os.path.join(self.root, name)} '
@@ -146,6 +157,20 @@ class ImageFolder:
     def describe(self, index):
         return os.path.join(self.root, self._names[index])
 
+    def fingerprint(self):
+        """Of all names and labels, and the sizes of up to SIZES_LOOKED_AT files."""
+        digest = hashlib.sha256(self._names.block)
+        if self._labels is not None:
+            digest.update(self._labels.tobytes() + '\0'.join(self.classes).encode())
+        if self._maps is not None:
+            digest.update(self._maps.block)
+        count = min(len(self), SIZES_LOOKED_AT)
+        for i in range(count):
+            path = self.describe(i * len(self) // count)
+            size = os.path.getsize(path) if os.path.exists(path) else -1
+            digest.update(size.to_bytes(8, 'little', signed=True))
+        return digest.hexdigest()
+
 
 class _Files(dict):
     """An item whose files are read when they are asked for: no view, no reading."""
@@ -166,19 +191,22 @@ class _Strings:
     def __init__(self, names):
         encoded = [os.fsencode(name) for name in names]
         self._offsets = np.cumsum([0] + [len(name) for name in encoded])
-        self._block = b''.join(encoded)
+        self.block = b''.join(encoded)
 
     def __len__(self):
         return len(self._offsets) - 1
 
     def __getitem__(self, index):
         start, end = self._offsets[index : index + 2]
-        return os.fsdecode(self._block[start:end])
+        return os.fsdecode(self.block[start:end])
 
 
 def _read(path):
     try:
-        with open(path, 'rb') as file:
+        # A pipe without a writer would be waited for for ever.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), 'rb') as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise CorruptImage(f'{path}: not a file of bytes')
             return file.read()
     except OSError as error:
         raise CorruptImage(f'{path}: {error.strerror or error}') from error
@@ -251,7 +279,8 @@ def _split_folder(path, split, *, field='path'):
 def class_names(root):
     """The sorted names of the sub-folders of a folder, which are its classes."""
     with os.scandir(root) as entries:
-        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith('.'))
+        names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith('.'))
+    return [name for name in names if name not in NO_CLASSES]
 
 
 def _images_below(root, name):

@@ -26,6 +26,9 @@ class Source(Protocol):
     its field is asked for (`dict.__missing__`).
 
     Either raises `mim_jax.data.decode.CorruptImage` for what cannot be read.
+
+    It may have `fingerprint()`, a text that changes where items do, as far as that can be told
+    without reading them: a run that is resumed on other items is refused.
     """
 
     fields: tuple[Field, ...]

@@ -5,6 +5,8 @@ decode-and-crop; TFDS's readers would decode the whole image first.
 """
 
 import dataclasses
+import hashlib
+import os
 import re
 from pathlib import Path
 
@@ -102,6 +104,10 @@ class TfdsImages:
         command = f'{_command(name, data_dir)} --overwrite'
         mend = f'copy it anew, or prepare the dataset again by `{command}`'
         check_shards(shards, mend=mend)
+        self._files = [
+            (os.path.basename(s.filename), os.path.getsize(s.filename), s.skip, s.take)
+            for s in shards
+        ]
         self._records = builder.as_data_source(split=split).data_source
 
     def __len__(self):
@@ -127,6 +133,10 @@ class TfdsImages:
 
     def describe(self, index):
         return f'{self._name} record {index}'
+
+    def fingerprint(self):
+        """Of the split's files: their names, sizes, and which of their records are taken."""
+        return hashlib.sha256(repr(self._files).encode()).hexdigest()
 
 
 def _builder(name, data_dir):

@@ -1,6 +1,8 @@
 """Decoding against Pillow for every format, and what counts as corrupt."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -91,3 +93,34 @@ def test_other_bytes_are_corrupt(data):
     with pytest.raises(CorruptImage):
         decode.jpeg_size(data)
         decode.decode(data, channels=3)
+
+
+def header_says(kind, height, width):
+    """A small file whose header was changed."""
+    data = bytearray(save(picture(), kind))
+    if kind == 'PNG':
+        data[16:24] = struct.pack('>II', width, height)
+        data[29:33] = struct.pack('>I', zlib.crc32(data[12:29]))
+    else:
+        place = data.find(b'\xff\xc0')
+        data[place + 5 : place + 9] = struct.pack('>HH', height, width)
+    return bytes(data)
+
+
+@pytest.mark.parametrize('size', [(0, 0), (0, 130), (30_000, 30_000)])
+def test_a_size_that_is_none_or_too_large_is_corrupt(size):
+    said = f'{size[0]}x{size[1]} pixels'
+    with pytest.raises(CorruptImage, match=said):
+        decode.jpeg_size(header_says('JPEG', *size))
+    for read in (lambda data: decode.decode(data, channels=3), decode.decode_map):
+        with pytest.raises(CorruptImage, match='pixels|no readable'):
+            read(header_says('PNG', *size))
+    # The change itself is no fault.
+    assert decode.decode(header_says('PNG', 97, 130), channels=3).shape == (97, 130, 3)
+
+
+def test_a_truncated_jpeg_with_another_behind_it_is_corrupt():
+    data = save(picture(), 'JPEG')
+    assert decode.jpeg_size(data + data) == (97, 130)
+    with pytest.raises(CorruptImage, match='truncated'):
+        decode.jpeg_size(data[:-300] + data)

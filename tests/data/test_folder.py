@@ -1,6 +1,8 @@
 """Image folders: class sub-folders, flat, parts, and what is said when something is missing."""
 
+import os
 import pickle
+import shutil
 
 import cv2
 import numpy as np
@@ -159,3 +161,41 @@ def test_maps_lie_in_a_folder_of_their_own(tmp_path):
         open_source(tmp_path / 'images', 'training', **options)
     with pytest.raises(UserError, match='source.map_path: there is no folder .*nowhere'):
         open_source(tmp_path / 'images', 'training', map_path=str(tmp_path / 'nowhere'))
+
+
+def test_what_archivers_leave_is_no_class_and_an_empty_class_is_told(tmp_path):
+    for name in ('train/cat/1.png', 'train/dog/2.png', 'train/__MACOSX/._1.png', 'test/dog/3.png'):
+        write(tmp_path / name)
+    (tmp_path / 'test/cat').mkdir()
+    assert open_source(tmp_path).classes == ['cat', 'dog']
+    assert open_source(tmp_path, split='test')[0]['label'] == 1
+    (tmp_path / 'train/fox').mkdir()
+    with pytest.raises(UserError, match='the class folder .*fox has no images: put some in'):
+        open_source(tmp_path)
+
+
+def test_a_pipe_is_no_image(tmp_path):
+    write(tmp_path / 'a.png')
+    os.mkfifo(tmp_path / 'b.png')
+    source = open_source(tmp_path)
+    assert source[0]['image']
+    with pytest.raises(CorruptImage, match='b.png: not a file of bytes'):
+        source[1]['image']
+
+
+def test_the_fingerprint_changes_with_names_classes_and_sizes(tmp_path):
+    for name in ('cat/1.png', 'dog/2.png'):
+        write(tmp_path / 'one' / name)
+    shutil.copytree(tmp_path / 'one', tmp_path / 'moved')
+    first = open_source(tmp_path / 'one').fingerprint()
+    assert open_source(tmp_path / 'moved').fingerprint() == first
+    prints = {first}
+    for change in (
+        lambda root: (root / 'dog/2.png').rename(root / 'dog/3.png'),
+        lambda root: (root / 'dog').rename(root / 'ape'),
+        lambda root: write(root / 'cat/1.png', size=(9, 9)),
+        lambda root: (root / 'cat/1.png').unlink() or write(root / 'cat/1.png', size=(64, 64)),
+    ):
+        change(tmp_path / 'moved')
+        prints.add(open_source(tmp_path / 'moved').fingerprint())
+    assert len(prints) == 5
