@@ -104,10 +104,9 @@ def vitl():
 def vitb_linear():
     config = vitb()
     config.objective.head = option(SEGMENTERS, 'linear')
-    config.objective.freeze_encoder = True
     config.model.final_norm = True
     config.model.drop_path = 0.0
-    config.optimizer.update(learning_rate=1e-3, layer_decay=None)
+    config.optimizer.update(learning_rate=1e-3, layer_decay=None, frozen=('encoder',))
     config.train.total_steps = 40_000
     return config
 
@@ -119,18 +118,19 @@ def embedded():
     config.data.batch_size = 32
     config.model.update(mask_token=False, final_norm=False, drop_path=0.1)
     config.objective.map = 'mask'
-    config.objective.head.update(channels=32, auxiliary_channels=16)
+    config.objective.head.update(channels=32, auxiliary_channels=16, dropout=0.0)
     config.optimizer.update(
-        learning_rate=1e-3,
+        learning_rate=1.5e-3,
         scaling='none',
         schedule='linear',
         warmup_percent=10.0,
-        beta2=0.999,
+        beta2=0.99,
         layer_decay=0.75,
+        clip_norm=1.0,
     )
     config.train.total_steps = 120
     config.checkpoint.every_percent = 50.0
-    config.eval.update(evaluators=('segmentation',), every_percent=25.0)
+    config.eval.update(evaluators=('segmentation',), every_percent=50.0)
     config.eval.segmentation.max_test = 512
     config.log.update(every_steps=20, pictures_every_percent=50.0)
     return config

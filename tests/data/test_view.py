@@ -8,7 +8,10 @@ from mim_jax.data import Colors, Crop
 @pytest.mark.parametrize(
     'options, message',
     [
-        (dict(mode='center'), "mode is 'center', must be one of random, simple, resize, centre"),
+        (
+            dict(mode='center'),
+            "mode is 'center', must be one of random, simple, scaled, resize, centre",
+        ),
         (dict(interpolation='nearest'), 'must be one of bicubic, bilinear'),
         (dict(scale=(0.0, 1.0)), '0 < low <= high <= 1'),
         (dict(ratio=(2.0, 1.0)), '0 < low <= high'),
