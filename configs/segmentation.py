@@ -104,10 +104,9 @@ def vitl():
 def vitb_linear():
     config = vitb()
     config.objective.head = option(SEGMENTERS, 'linear')
-    config.objective.freeze_encoder = True
     config.model.final_norm = True
     config.model.drop_path = 0.0
-    config.optimizer.update(learning_rate=1e-3, layer_decay=None)
+    config.optimizer.update(learning_rate=1e-3, layer_decay=None, frozen=('encoder',))
     config.train.total_steps = 40_000
     return config
 

@@ -31,7 +31,7 @@ def test_every_size_builds(size):
     side = 48 if size == 'embedded' else 512
     assert batch[f'images_{objective.map}'].shape[1:] == (side, side)
     assert ('state' in made.abstract_state.variables) == (size != 'vitb_linear')
-    assert objective.freeze_encoder == (size == 'vitb_linear')
+    assert made.run.optimizer.frozen == (('encoder',) if size == 'vitb_linear' else ())
 
 
 @pytest.mark.parametrize(

@@ -31,14 +31,12 @@ class Segmentation(Objective):
     head: 'upernet', with BEiT's pyramid and an auxiliary head, or 'linear'.
     mean_over: the loss is summed over the pixels that have a class and divided by their number, or
       by that of all pixels, as in the versions of mmseg that BEiT's code was written for.
-    freeze_encoder: only the head learns; the encoder runs without drop path.
     distortion: of colours, on the host, beside those of `data.colors`.
     """
 
     map: str = 'map'
     head: Any = choice(SEGMENTERS, 'upernet')
     mean_over: Literal['labelled', 'all'] = 'labelled'
-    freeze_encoder: bool = False
     distortion: PhotometricDistortion = PhotometricDistortion(probability=0.0)
 
     @property
@@ -111,25 +109,16 @@ class Segmentation(Objective):
         keys: typed keys [B] of a training step; None: evaluation.
         """
         params = variables['params']
-        trained = keys is not None and not self.freeze_encoder
-        drop_path = named_keys.named(keys, 'drop_path') if trained else None
+        drop_path = None if keys is None else named_keys.named(keys, 'drop_path')
         blocks = self.head.taps(self.encoder.depth)
         encoded = self.encode(params, images, keys=drop_path, layers=blocks)
         tokens = [encoded.layers[block].tokens for block in blocks] or [encoded.tokens]
-        if self.freeze_encoder:
-            tokens = jax.lax.stop_gradient(tokens)
         maps = [x.reshape(len(x), *self.grid, x.shape[-1]) for x in tokens]
         head = {'params': params['head']}
         if self.head.has_state:
             head['state'] = variables['state']['head']
         logits, state = self.head.apply(head, maps, keys=keys, **self._options)
         return logits, {'head': state} if self.head.has_state else {}
-
-    def weight_decayed(self, params: Any, *, also: tuple[str, ...] = ()) -> Any:
-        decayed = super().weight_decayed(params, also=also)
-        if not self.freeze_encoder:
-            return decayed
-        return {**decayed, 'encoder': jax.tree.map(lambda _: False, decayed['encoder'])}
 
     def pictures(
         self, variables: Variables, batch: Batch, key: jax.Array, step: jax.Array
