@@ -42,7 +42,9 @@ def get_config():
     config.train.total_steps = 480
     config.checkpoint.every_percent = 25.0
     config.eval.every_percent = 50.0
-    config.eval.knn.update(max_train=4096, max_test=1024)
+    for name in ('knn', 'linear', 'attentive', 'fewshot'):
+        config.eval[name].update(max_train=4096, max_test=1024)
+    config.eval.attentive.epochs = 30  # 90 by default: minutes
     config.log.every_steps = 20
     config.log.pictures_every_percent = 50.0
     return config

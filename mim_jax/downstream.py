@@ -146,7 +146,8 @@ def make_plan(
             made.append(planned.Run(name, seed, spec, given, changed, steps, workdir, found))
         return made
 
-    evaluated = [('eval.evaluators', repr(names))]
+    # At the start and at the end alone: that is what is compared.
+    evaluated = [('eval.evaluators', repr(names)), ('eval.every_steps', 'none')]
     pretraining = runs(PRETRAINING, options.pretraining, Path(PRETRAINING), evaluated, False)
     tasks = {}
     for name, spec in options.tasks.items():
