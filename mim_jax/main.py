@@ -1,7 +1,7 @@
 """Command line of a run.
 
     python -m mim_jax.main --config=configs/NAME.py[:ARGUMENT] [--workdir=DIR] [--dry_run]
-        [--topology=v5e:4x4] [--config.any.field=value ...]
+        [--print_config] [--topology=v5e:4x4] [--config.any.field=value ...]
 
 Without `--workdir` the run lives in runs/NAME, or runs/NAME_ARGUMENT. Starting again in a work
 directory resumes it.
@@ -47,6 +47,9 @@ def run(arguments: list[str], stop: Stop) -> None:
 
     config = configs.override(configs.load(options.config), Experiment, assignments)
     experiment = from_config(config)
+    if options.print_config:
+        print(config)
+        return
     if options.dry_run:
         from mim_jax.dry_run import dry_run
 
@@ -57,6 +60,7 @@ def run(arguments: list[str], stop: Stop) -> None:
     if distributed.is_joined():
         stop.joined()
     _use_compilation_cache()
+    from mim_jax.summary import summary
     from mim_jax.trainer import Trainer
 
     workdir = options.workdir or default_workdir(options.config)
@@ -64,8 +68,8 @@ def run(arguments: list[str], stop: Stop) -> None:
     with work_directory.locked(workdir):
         if not trainer.finished:  # what is written down is what was run
             work_directory.claim(workdir, experiment)
-        if distributed.is_main():
-            print(config, flush=True)
+        if distributed.is_main() and not trainer.finished:
+            print(summary(trainer, spec=options.config), flush=True)
         trainer.train(stop)
 
 
@@ -82,6 +86,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str
     parser.add_argument('--config', required=True, metavar='FILE.py[:ARGUMENT]')
     parser.add_argument('--workdir', metavar='DIR', help='default: runs/NAME[_ARGUMENT]')
     parser.add_argument('--dry_run', action='store_true', help='build and compile, train nothing')
+    parser.add_argument('--print_config', action='store_true', help='print every field, do nothing')
     parser.add_argument('--topology', metavar='NAME', help='with --dry_run: a TPU slice, v5e:4x4')
     options, rest = parser.parse_known_args(arguments)
     assignments = configs.assignments(rest)

@@ -23,6 +23,8 @@ from mim_jax.train_step import TrainState
 # Steps handed to the device before their metrics are looked at: enough that it never waits for the
 # host, few enough that only so many batches are in flight.
 IN_FLIGHT = 2
+# What is said of evaluations in the end: accuracies, mean intersection over union.
+HEADLINES = ('/top1', '/miou')
 
 
 class Trainer:
@@ -52,6 +54,7 @@ class Trainer:
         if self.start:
             self.fingerprints['init'] = fingerprints.of(self.start.params)
         self.pretrained = self.program.placed(read)
+        self._figures = []  # headlines of every evaluation of this process
         self._pictured = None  # the batch of every picture of this run
         clock = self.program.clock
         self.total = clock.total_steps
@@ -80,7 +83,7 @@ class Trainer:
             self.program.clock,
             damaged=self.found.damaged,
         )
-        done = first = self.checkpoints.latest_step or 0
+        self.done = first = self.checkpoints.latest_step or 0
         self.logger = Logger(
             self.workdir,
             self.run.log,
@@ -98,85 +101,106 @@ class Trainer:
             return
         if self.evaluation.missing:
             self.logger.message(self.evaluation.missing)
-        state, self.batches = self._start()
+        self.state, self.batches = self._start()
         if first:
             stop.kept = f'the checkpoint of step {first} is kept, the same command goes on from it'
         step_fn = self._compile()
         if first == 0:
             # What is wrong with an evaluation is better said now than after days.
-            self._evaluate(state, 0)
+            self._evaluate()
         put = functools.partial(sharding.put_batch, mesh=self.program.mesh)
-        feed = data.device_prefetch(self.batches, put, check=stop.check)
-        in_flight = collections.deque()
-        stopping = None
+        self.feed = data.device_prefetch(self.batches, put, check=stop.check)
         try:
-            while done < self.total and not stopping:
-                with self.speed.waiting():
-                    batch = next(feed)
-                state, metrics = step_fn(state, batch)
-                done += 1
-                in_flight.append((done, metrics))
-                if done == first + 1:
-                    jax.block_until_ready(metrics)
-                    self.speed.start(done)
-                    self._saved_at, stop.saving = time.monotonic(), True
-                while len(in_flight) > IN_FLIGHT:
-                    self._log(*in_flight.popleft())
-                self.logger.progress(done)
-
-                # The last step ends the run anyway, with its evaluation.
-                stopping = stop.received(done) if done < self.total else None
-                due = {name for name in self.every if self._is_due(name, done)}
-                if not (due or stopping or self._long_unsaved(done)):
-                    continue
-                # A checkpoint is written only once its step is known to be finite.
-                while in_flight:
-                    self._log(*in_flight.popleft())
-                with self.speed.paused(after=state.step):
-                    # First, so that nothing that fails afterwards costs a step.
-                    self._save(done, state, feed.state)
-                    if 'evaluate' in due and not stopping:
-                        # That of the last step is not left out: no later one would make up for it.
-                        check = stop.check if done < self.total else lambda: None
-                        self._report('evaluation', self._evaluate, state, done, check)
-                    if 'draw' in due and not stopping:
-                        self._report('pictures', self._draw, state, done)
-        except Interrupted:
-            stopping = stop.requested
-            while in_flight:
-                self._log(*in_flight.popleft())
-            self._save(done, state, feed.state)
+            stopped = self._steps(step_fn, stop)
+            self.checkpoints.wait()  # what is said to be saved is on the disk
+            if stopped:
+                words = f'step {self.done} is saved; the same command resumes from there.'
+                self.logger.message(f'{stopped}: {words}')
+            else:
+                self.logger.message(self._last_words())
         finally:
-            feed.close()
+            self.feed.close()
             self.checkpoints.close()
-            if stopping:
-                self.logger.message(
-                    f'{stopping}: step {done} is saved; the same command resumes from there.'
-                )
             self.logger.close()
 
-    def _report(self, what: str, function: Callable, state: TrainState, *arguments: Any) -> None:
-        """Calls what looks at a state; where that fails, the run says so and goes on.
+    def _steps(self, step_fn: Callable, stop: Stop) -> str | None:
+        """All steps that remain, or those until a signal, whose name is returned."""
+        first = self.done + 1
+        in_flight = collections.deque()  # steps and their metrics
+
+        def log(down_to: int = 0) -> None:
+            while len(in_flight) > down_to:
+                self._log(*in_flight.popleft())
+
+        try:
+            while self.done < self.total:
+                with self.speed.waiting():
+                    batch = next(self.feed)
+                self.state, metrics = step_fn(self.state, batch)
+                self.done += 1
+                in_flight.append((self.done, metrics))
+                if self.done == first:
+                    jax.block_until_ready(metrics)
+                    self.speed.start(self.done)
+                    self._saved_at, stop.saving = time.monotonic(), True
+                log(down_to=IN_FLIGHT)
+                self.logger.progress(self.done)
+
+                # The last step ends the run anyway, with its evaluation.
+                last = self.done == self.total
+                stopping = None if last else stop.received(self.done)
+                due = {name for name in self.every if self._is_due(name)}
+                if not (due or stopping or self._long_unsaved()):
+                    continue
+                log()  # a checkpoint is written only once its step is known to be finite
+                with self.speed.paused(after=self.state.step):
+                    self._save()  # first, so that nothing that fails afterwards costs a step
+                    if stopping:
+                        return stopping
+                    if 'evaluate' in due:
+                        # The last one is not left out: no later one would make up for it.
+                        check = (lambda: None) if last else stop.check
+                        self._report('evaluation', functools.partial(self._evaluate, check))
+                    if 'draw' in due:
+                        self._report('pictures', self._draw)
+        except Interrupted:
+            log()
+            self._save()
+            return stop.requested
+        return None
+
+    def _last_words(self) -> str:
+        """The last figures beside those of the start, and where everything is."""
+        first, last = (self._figures[0], self._figures[-1]) if self._figures else ({}, {})
+        figures = [
+            f'{name.removeprefix("eval/")} {value:.4g}'
+            + (f' (at first {first[name]:.4g})' if first is not last and name in first else '')
+            for name, value in last.items()
+        ]
+        where = f'checkpoints, metrics.jsonl and pictures are in {self.workdir}'
+        return f'done: {", ".join([*figures, where])}'
+
+    def _report(self, what: str, function: Callable[[], None]) -> None:
+        """Calls what looks at the state; where that fails, the run says so and goes on.
 
         Of several processes one that goes on alone would leave the others waiting: there the run
         ends, its checkpoint being saved.
         """
         try:
-            function(state, *arguments)
+            function()
         except Interrupted:
             raise
         except Exception as error:
             if jax.process_count() > 1:
                 raise
-            reason = f'{type(error).__name__}: {error}'
-            reason = str(error) if isinstance(error, UserError) else reason
-            self.logger.message(f'No {what} at step {arguments[0]}: {reason}')
+            kind = '' if isinstance(error, UserError) else f'{type(error).__name__}: '
+            self.logger.message(f'No {what} at step {self.done}: {kind}{error}')
 
-    def _save(self, step: int, state: TrainState, data_state: Any) -> None:
-        self.checkpoints.save(step, state, data_state)
+    def _save(self) -> None:
+        self.checkpoints.save(self.done, self.state, self.feed.state)
         self._saved_at = time.monotonic()
 
-    def _long_unsaved(self, step: int) -> bool:
+    def _long_unsaved(self) -> bool:
         """Whether the clock asks for a checkpoint; the same on every process."""
         minutes = self.run.checkpoint.every_minutes
         if minutes is None:
@@ -184,7 +208,7 @@ class Trainer:
         overdue = time.monotonic() - self._saved_at > 60 * minutes
         if jax.process_count() == 1:
             return overdue
-        if step % self.run.log.every_steps:
+        if self.done % self.run.log.every_steps:
             return False  # asking the others takes its time
         from jax.experimental import multihost_utils
 
@@ -223,12 +247,16 @@ class Trainer:
             step_flops=step_flops,
             peak=peak and peak * len(devices),
         )
-        return traced.lower().compile()
+        self.logger.message('compiling the step …')
+        began = time.monotonic()
+        compiled = traced.lower().compile()
+        self.logger.message(f'compiled in {time.monotonic() - began:.0f} s')
+        return compiled
 
-    def _is_due(self, name: str, step: int) -> bool:
+    def _is_due(self, name: str) -> bool:
         """Everything happens at the end too."""
         every = self.every[name]
-        return step == self.total or bool(every and step % every == 0)
+        return self.done == self.total or bool(every and self.done % every == 0)
 
     def _log(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Waits for the step's metrics, checks them, and writes them if it is time."""
@@ -247,27 +275,26 @@ class Trainer:
                 values['data/corrupt_images'] = self.batches.num_corrupt
             self.logger.scalars(step, values | self.speed.measure(step))
 
-    def _evaluate(
-        self, state: TrainState, step: int, check: Callable[[], None] = lambda: None
-    ) -> None:
-        values = self.evaluation.run(state.variables, check=check)
+    def _evaluate(self, check: Callable[[], None] = lambda: None) -> None:
+        values = self.evaluation.run(self.state.variables, check=check)
+        self._figures.append({k: v for k, v in values.items() if k.endswith(HEADLINES)})
         if values:
-            self.logger.scalars(step, values)
+            self.logger.scalars(self.done, values)
 
-    def _draw(self, state: TrainState, step: int) -> None:
+    def _draw(self) -> None:
         from mim_jax.visualize import draw, write
 
         if self._pictured is None:
             self._pictured = self.evaluation.sample(self.run.log.num_pictures)
         sheets = draw(
             self.program.objective,
-            state.variables,
+            self.state.variables,
             self._pictured,
             views=self.evaluation.views,
-            step=step,
+            step=self.done,
             seed=self.run.seed,
             mesh=self.program.mesh,
         )
         if jax.process_index() == 0:
-            write(self.workdir / 'pictures', sheets, step=step)
-        self.logger.pictures(step, sheets)
+            write(self.workdir / 'pictures', sheets, step=self.done)
+        self.logger.pictures(self.done, sheets)

@@ -266,6 +266,30 @@ def test_a_broken_photo_among_the_pictures_costs_nothing(run):
     assert sum('eval/knn/top1' in line for line in read_metrics('work')) == 2
 
 
+def test_the_start_says_what_the_run_is_and_the_end_what_came_of_it(run, capfd):
+    status = main.main(['--config=tiny.py', '--workdir=work', '--config.checkpoint.every_steps=1'])
+    lines = capfd.readouterr().out.splitlines()
+    assert status == 0
+    start = dict(line.split(maxsplit=1) for line in lines[: lines.index('compiling the step …')])
+    assert start['config'] == 'tiny.py: simmim'
+    assert start['model'].startswith('ViT, 1 blocks of width 16, patches of 8x8; ')
+    assert start['data'] == 'embedded, train: 64 images, 10 classes; seen at 32x32 pixels'
+    assert start['length'] == '2 steps of 8 images, 0.25 epochs'
+    assert start['saves'] == 'every 1 steps, every 10 minutes and at the end'
+    assert start['starts'] == 'from random parameters' and len(start) < 11
+    assert all(len(line) < 80 for line in lines if not line.startswith('step'))
+    done = [line for line in lines if line.startswith('done: knn/top1 ')]
+    assert len(done) == 1 and '(at first ' in done[0] and done[0].endswith('in work')
+
+
+def test_the_whole_config_is_printed_where_it_is_asked_for(run, capfd):
+    capfd.readouterr()
+    assert main.main(['--config=tiny.py', '--print_config', '--config.seed=7']) == 0
+    printed = capfd.readouterr().out
+    assert 'seed: 7' in printed and 'weight_decay: 0.05' in printed
+    assert not Path('runs').exists()
+
+
 def test_dry_run_reads_no_data_and_writes_nothing(run, capfd):
     before = snapshot(Path('.'))
     status = main.main(

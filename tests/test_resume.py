@@ -12,7 +12,7 @@ import pytest
 from mim_jax.logs import read_metrics
 
 ROOT = Path(__file__).parent.parent
-STEPS = 300  # enough that a signal does not come too late on a busy machine
+STEPS = 100  # enough that a signal does not come too late on a busy machine
 
 CONFIG = f"""
 '''Small, with all that a resumed run could get wrong: EMA, drop path, jitter, crops.'''
@@ -28,7 +28,7 @@ def get_config():
         patch_size=(8, 8), width=32, depth=2, heads=2, mask_token=True, drop_path=0.2
     )
     config.train.update(total_steps={STEPS}, ema=dict(decay=0.9))
-    config.checkpoint.every_steps = 20
+    config.checkpoint.every_steps = 10
     config.log.update(every_steps=1, tensorboard=False, progress=False, num_pictures=2)
     return config
 """
@@ -74,7 +74,7 @@ class Run:
         seen = []
         for line in process.stdout:
             seen.append(line)
-            if line.startswith(f'step {step}/') and 'loss' in line:
+            if re.match(rf'step +{step}/', line) and 'loss' in line:
                 process.send_signal(signal_number)
                 break
         rest = process.stdout.read()
@@ -98,7 +98,7 @@ def never_stopped(tmp_path_factory, cache):
 @pytest.mark.slow
 def test_killed_and_started_again(never_stopped, tmp_path, cache):
     run = Run(tmp_path / 'run', cache)
-    status, output = run.stop_after(25, signal.SIGKILL)
+    status, output = run.stop_after(75, signal.SIGKILL)
     assert status == -signal.SIGKILL, output
     before = run.losses()
     output = run.finish()
@@ -136,7 +136,7 @@ def test_a_worker_that_hangs_does_not_keep_a_run_from_stopping(never_stopped, tm
     process = run.start('--config.data.workers=1', '--config.train.total_steps=100000')
     workers = None
     for line in process.stdout:
-        if line.startswith('step 3/') and 'loss' in line:
+        if re.match('step +3/', line) and 'loss' in line:
             # Spawned by multiprocessing, and watching for their parent's end.
             found = subprocess.run(
                 ['pgrep', '-P', str(process.pid), '-f', 'spawn_main'],
