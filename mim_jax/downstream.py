@@ -147,7 +147,8 @@ def make_plan(
         return made
 
     # At the start and at the end alone: that is what is compared.
-    evaluated = [('eval.evaluators', repr(names)), ('eval.every_steps', 'none')]
+    evaluated = [(f'eval.every_{unit}', 'none') for unit in configs.UNITS]
+    evaluated.append(('eval.evaluators', repr(names)))
     pretraining = runs(PRETRAINING, options.pretraining, Path(PRETRAINING), evaluated, False)
     tasks = {}
     for name, spec in options.tasks.items():

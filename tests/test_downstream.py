@@ -19,7 +19,7 @@ def get_config():
     config.model.update(patch_size=(8, 8), width=8, depth=1, heads=2)
     config.train.total_steps = 2
     config.mesh.data = 1
-    config.eval.evaluators = {evaluators!r}
+    config.eval.update(evaluators={evaluators!r}, every_percent=50.0)
     config.log.update(tensorboard=False, progress=False, num_pictures=1)
     return config
 """
@@ -63,7 +63,9 @@ def test_every_task_with_and_without_the_pretrained_encoder_of_its_seed(flags, t
     assert extra == [f'--workdir={pretrained.workdir}', weights]
     assert '--config.model.depth=1' in scratch.command and '--config.seed=1' in scratch.command
     assert not any('depth' in text for text in made.tasks['other'][0][0].command)
-    assert made.pretraining[0].experiment.eval.evaluators == ('knn', 'fewshot')
+    evaluated = made.pretraining[0].experiment.eval
+    assert evaluated.evaluators == ('knn', 'fewshot') and evaluated.every_percent is None
+    assert made.tasks['task'][0][0].experiment.eval.every_percent == 50.0
 
 
 def write_metrics(run, *lines):
