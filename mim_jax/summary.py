@@ -83,9 +83,8 @@ def _evaluates(trainer: Trainer) -> str:
 
 def _saves(trainer: Trainer) -> str:
     steps, minutes = trainer.every['save'], trainer.run.checkpoint.every_minutes
-    texts = [f'every {steps:,} steps'] * bool(steps) + [f'every {minutes:g} minutes'] * bool(
-        minutes
-    )
+    texts = [f'every {steps:,} steps'] if steps else []
+    texts += [f'every {minutes:g} minutes'] if minutes else []
     return ', '.join(texts) + ' and at the end' if texts else 'at the end'
 
 

@@ -177,8 +177,7 @@ class Trainer:
             + (f' (at first {first[name]:.4g})' if first is not last and name in first else '')
             for name, value in last.items()
         ]
-        where = f'checkpoints, metrics.jsonl and pictures are in {self.workdir}'
-        return f'done: {", ".join([*figures, where])}'
+        return f'done: {", ".join([*figures, f"all of it is in {self.workdir}"])}'
 
     def _report(self, what: str, function: Callable[[], None]) -> None:
         """Calls what looks at the state; where that fails, the run says so and goes on.
