@@ -22,6 +22,7 @@ from absl import logging
 from mim_jax import integrity
 from mim_jax.clock import Clock
 from mim_jax.errors import UserError
+from mim_jax.ranges import NotNegative, Number, Percent
 from mim_jax.train_step import TrainState
 
 # Frozen collections are not saved.
@@ -38,15 +39,15 @@ class CheckpointConfig:
     """
 
     every_minutes: float | None = 10.0
-    every_steps: int | None = None
-    every_epochs: float | None = None
-    every_examples: int | None = None
-    every_percent: float | None = None
-    keep: int = 2
-    milestone_steps: int | None = None
-    milestone_epochs: float | None = None
-    milestone_examples: int | None = None
-    milestone_percent: float | None = None
+    every_steps: Number | None = None
+    every_epochs: NotNegative | None = None
+    every_examples: Number | None = None
+    every_percent: Percent | None = None
+    keep: Number = 2
+    milestone_steps: Number | None = None
+    milestone_epochs: NotNegative | None = None
+    milestone_examples: Number | None = None
+    milestone_percent: Percent | None = None
 
     def __post_init__(self):
         if self.every_minutes is not None and not self.every_minutes > 0:

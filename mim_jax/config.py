@@ -10,6 +10,7 @@ import ast
 import dataclasses
 import difflib
 import importlib.util
+import math
 import sys
 import types
 import typing
@@ -52,7 +53,7 @@ def written(instance: Any) -> ConfigDict:
             section[field.name] = written(value)
         elif value is None:
             # A typed hole: a config file can assign the field later, with a type check.
-            simple = next(k for k in typing.get_args(kind) if k is not types.NoneType)
+            simple = next(_bare(k) for k in typing.get_args(kind) if k is not types.NoneType)
             section[field.name] = config_dict.placeholder(typing.get_origin(simple) or simple)
         else:
             section[field.name] = value
@@ -122,15 +123,28 @@ def load(spec: str) -> ConfigDict:
     sys.path.insert(0, str(path.parent.resolve()))
     try:
         module_spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(f'--config={spec}: {file} cannot be run: {_told(error)}') from error
     finally:
         sys.path.pop(0)
     if not hasattr(module, 'get_config'):
         raise UserError(f'--config={spec}: {file} has no function get_config().')
     try:
-        return module.get_config(argument) if argument else module.get_config()
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        message = str(error.args[0] if error.args else error).splitlines()[0]
-        raise UserError(f'--config={spec}: get_config() failed: {message}') from error
+        config = module.get_config(argument) if argument else module.get_config()
+    except Exception as error:
+        raise UserError(f'--config={spec}: get_config() failed: {_told(error)}') from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f'--config={spec}: get_config() must return a config (see '
+            f'mim_jax.experiment.default_config), not {type(config).__name__}.'
+        )
+    return config
+
+
+def _told(error: Exception) -> str:
+    """The first line of what an exception says."""
+    lines = str(error.args[0] if error.args else error).splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def assignments(arguments: list[str], *, prefix: str = '--config.') -> list[tuple[str, str]]:
@@ -216,7 +230,7 @@ def differences(old: Mapping, new: Mapping, prefix: str = '') -> list[str]:
 
 
 def _fields(cls: type) -> list[tuple[dataclasses.Field, Any]]:
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     # Linen modules are dataclasses too: their own bookkeeping fields are not configuration.
     return [
         (field, hints[field.name])
@@ -243,8 +257,34 @@ def _find(cls: type, key: str, path: str) -> tuple[dataclasses.Field, Any]:
     raise UserError(unknown(path, key, [field.name for field, _ in _fields(cls)]))
 
 
+# Names that other code bases have for what is called otherwise here.
+ALIASES = {
+    'b1': 'beta1',
+    'b2': 'beta2',
+    'clip_grad': 'clip_norm',
+    'dim': 'width',
+    'embed_dim': 'width',
+    'epochs': 'total_epochs',
+    'hidden_size': 'width',
+    'input_size': 'image_size',
+    'img_size': 'image_size',
+    'layers': 'depth',
+    'lr': 'learning_rate',
+    'max_lr': 'learning_rate',
+    'min_lr': 'end_learning_rate',
+    'num_heads': 'heads',
+    'num_layers': 'depth',
+    'num_workers': 'workers',
+    'resolution': 'image_size',
+    'steps': 'total_steps',
+    'wd': 'weight_decay',
+}
+
+
 def unknown(path: str, key: str, known: Any, what: str = 'key') -> str:
     nearest = difflib.get_close_matches(key, list(known), 1, cutoff=0.5)
+    if ALIASES.get(key) in known:
+        nearest = [ALIASES[key]]
     hint = f'did you mean {nearest[0]}?' if nearest else f'the {what}s here are {_listed(known)}.'
     return f'config.{path}: there is no such {what}; {hint}'
 
@@ -266,13 +306,33 @@ def _alternatives(kind: Any) -> tuple:
     return (kind,)
 
 
+def fields(cls: type) -> list[tuple[dataclasses.Field, Any]]:
+    """The fields of a config section with their kinds, ranges included."""
+    return _fields(cls)
+
+
+def described(kind: Any) -> str:
+    """A field's kind in words, its range included."""
+    texts = [_described(kind)]
+    inner = [k for a in _alternatives(kind) for k in (a, *typing.get_args(a))]
+    for alternative in inner:
+        if typing.get_origin(alternative) is typing.Annotated:
+            texts.append(str(typing.get_args(alternative)[1].usual))
+    return ', '.join(dict.fromkeys(texts))
+
+
+def _bare(kind: Any) -> Any:
+    """A kind without its range."""
+    return typing.get_args(kind)[0] if typing.get_origin(kind) is typing.Annotated else kind
+
+
 def _described(kind: Any) -> str:
     names = []
-    for alternative in _alternatives(kind):
+    for alternative in map(_bare, _alternatives(kind)):
         if alternative is types.NoneType:
             names.append('none')
         elif typing.get_origin(alternative) is tuple:
-            names.append(f'a tuple of {typing.get_args(alternative)[0].__name__}')
+            names.append(f'a tuple of {_bare(typing.get_args(alternative)[0]).__name__}')
         elif typing.get_origin(alternative) is typing.Literal:
             names.append('one of ' + ', '.join(map(repr, typing.get_args(alternative))))
         else:
@@ -283,8 +343,18 @@ def _described(kind: Any) -> str:
 _FAILED = object()
 
 
+class _OutOfRange(ValueError):
+    """The right kind of value, but none that the field may have."""
+
+
 def _converted(value: Any, kind: Any) -> Any:
-    """`value` as exactly `kind`, or _FAILED."""
+    """`value` as exactly `kind`, or _FAILED. Raises _OutOfRange."""
+    if typing.get_origin(kind) is typing.Annotated:
+        kind, allowed = typing.get_args(kind)
+        result = _converted(value, kind)
+        if result is not _FAILED and result not in allowed:
+            raise _OutOfRange(f'must be {allowed}')
+        return result
     if kind is Any:
         return value
     if kind is types.NoneType:
@@ -292,9 +362,11 @@ def _converted(value: Any, kind: Any) -> Any:
     if typing.get_origin(kind) is typing.Literal:
         return value if value in typing.get_args(kind) else _FAILED
     if typing.get_origin(kind) is tuple:
+        kinds = typing.get_args(kind)
+        if isinstance(value, (int, float)) and kinds[-1] is Ellipsis:
+            value = (value,)  # a field of several numbers says what a single one means
         if not isinstance(value, (tuple, list)):
             return _FAILED
-        kinds = typing.get_args(kind)
         if kinds[-1] is Ellipsis:
             kinds = (kinds[0],) * len(value)
         if len(kinds) != len(value):
@@ -302,17 +374,22 @@ def _converted(value: Any, kind: Any) -> Any:
         items = tuple(_converted(v, k) for v, k in zip(value, kinds, strict=True))
         return _FAILED if any(item is _FAILED for item in items) else items
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return float(value) if abs(value) < 1e300 else _FAILED
+    if isinstance(value, float) and not math.isfinite(value):
+        raise _OutOfRange('must be a finite number')
     if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
     return _FAILED
 
 
 def _checked(value: Any, kind: Any, where: str) -> Any:
-    for alternative in _alternatives(kind):
-        result = _converted(value, alternative)
-        if result is not _FAILED:
-            return result
+    try:
+        for alternative in _alternatives(kind):
+            result = _converted(value, alternative)
+            if result is not _FAILED:
+                return result
+    except _OutOfRange as error:
+        raise UserError(f'config.{where} = {value!r}: {error}.') from None
     raise UserError(
         f'config.{where} = {value!r}: expected {_described(kind)}, got {type(value).__name__}.'
     )
@@ -329,9 +406,12 @@ def _parsed(text: str, kind: Any, path: str) -> Any:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         value = text
-    for candidate in (value, text):
-        for alternative in alternatives:
-            result = _converted(candidate, alternative)
-            if result is not _FAILED:
-                return result
+    try:
+        for candidate in (value, text):
+            for alternative in alternatives:
+                result = _converted(candidate, alternative)
+                if result is not _FAILED:
+                    return result
+    except _OutOfRange as error:
+        raise UserError(f'config.{path}={text}: {error}.') from None
     raise UserError(f'config.{path}={text}: expected {_described(kind)}.')

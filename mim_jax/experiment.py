@@ -16,6 +16,7 @@ from mim_jax.logs import LogConfig
 from mim_jax.models.vit import ViT
 from mim_jax.objectives import OBJECTIVES
 from mim_jax.optimizers import OptimizerConfig
+from mim_jax.ranges import Count, NotNegative, Number, Percent
 from mim_jax.sharding import MeshConfig
 from mim_jax.warm_start import InitConfig
 
@@ -32,9 +33,9 @@ class TrainConfig:
       batch holds does not change: an epoch's last ones share a batch with the next one's first.
     """
 
-    total_steps: int | None = None
-    total_epochs: float | None = None
-    total_examples: int | None = None
+    total_steps: Number | None = None
+    total_epochs: NotNegative | None = None
+    total_examples: Number | None = None
     accumulation: int = 1
     whole_batches: bool = False
     ema: Average = Average()
@@ -53,11 +54,11 @@ class _EvalConfig:
     """
 
     evaluators: tuple[str, ...] = ('knn',)
-    every_steps: int | None = None
-    every_epochs: float | None = None
-    every_examples: int | None = None
-    every_percent: float | None = None
-    batch_size: int | None = None
+    every_steps: Number | None = None
+    every_epochs: NotNegative | None = None
+    every_examples: Number | None = None
+    every_percent: Percent | None = None
+    batch_size: Count | None = None
     use_ema: bool = False
 
     def __post_init__(self):
@@ -81,7 +82,7 @@ EvalConfig = dataclasses.make_dataclass(
 class Experiment:
     """All sections of a config."""
 
-    seed: int = 0
+    seed: Number = 0
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     objective: Any = choice(OBJECTIVES, 'dtm')
     model: ViT = dataclasses.field(default_factory=ViT)

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mim_jax.ranges import NotNegative, Number, Percent
+
 METRICS_FILE = 'metrics.jsonl'
 SUPERSEDED_FILE = 'metrics.superseded.jsonl'
 
@@ -60,10 +62,10 @@ class LogConfig:
     """
 
     every_steps: int = 50
-    pictures_every_steps: int | None = None
-    pictures_every_epochs: float | None = None
-    pictures_every_examples: int | None = None
-    pictures_every_percent: float | None = None
+    pictures_every_steps: Number | None = None
+    pictures_every_epochs: NotNegative | None = None
+    pictures_every_examples: Number | None = None
+    pictures_every_percent: Percent | None = None
     num_pictures: int = 8
     tensorboard: bool = True
     progress: bool | None = None

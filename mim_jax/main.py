@@ -82,17 +82,35 @@ def default_workdir(spec: str) -> Path:
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
     """Options, and the ("a.b.c", "text") pairs of `--config.a.b.c=text`."""
-    parser = argparse.ArgumentParser(prog='python -m mim_jax.main', allow_abbrev=False)
+    if any(argument.split('=')[0] in ('-h', '--help') for argument in arguments):
+        arguments = [*arguments, '--config=']
+    parser = argparse.ArgumentParser(
+        prog='python -m mim_jax.main', allow_abbrev=False, add_help=False
+    )
+    parser.add_argument('-h', '--help', nargs='?', const='', metavar='SECTION', help='this text')
     parser.add_argument('--config', required=True, metavar='FILE.py[:ARGUMENT]')
     parser.add_argument('--workdir', metavar='DIR', help='default: runs/NAME[_ARGUMENT]')
     parser.add_argument('--dry_run', action='store_true', help='build and compile, train nothing')
     parser.add_argument('--print_config', action='store_true', help='print every field, do nothing')
     parser.add_argument('--topology', metavar='NAME', help='with --dry_run: a TPU slice, v5e:4x4')
     options, rest = parser.parse_known_args(arguments)
+    if options.help is not None:
+        _print_help(parser, options.help)
+        raise SystemExit(0)
     assignments = configs.assignments(rest)
     if options.topology and not options.dry_run:
         raise UserError('--topology only compiles; use it together with --dry_run.')
     return options, assignments
+
+
+def _print_help(parser: argparse.ArgumentParser, section: str) -> None:
+    from mim_jax import help as texts
+    from mim_jax.experiment import Experiment
+
+    if section:
+        print(texts.section(Experiment, section))
+    else:
+        print(f'{parser.format_help()}\n{texts.sections(Experiment)}')
 
 
 def _prepare_simulated_devices() -> None:

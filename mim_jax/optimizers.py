@@ -13,6 +13,7 @@ import optax
 
 from mim_jax.clock import Clock
 from mim_jax.errors import UserError
+from mim_jax.ranges import Fraction, NotNegative, Number, Percent, Positive
 
 Schedule = Callable[[jax.Array], jax.Array]
 
@@ -54,24 +55,24 @@ class OptimizerConfig:
     scaling: Literal['none', 'linear', 'sqrt'] = 'linear'
     reference_batch: int = 256
     schedule: Literal['cosine', 'multistep', 'linear', 'constant'] = 'cosine'
-    warmup_steps: int | None = None
-    warmup_epochs: float | None = None
-    warmup_examples: int | None = None
-    warmup_percent: float | None = None
-    warmup_learning_rate: float = 0.0
-    end_learning_rate: float = 0.0
+    warmup_steps: Number | None = None
+    warmup_epochs: NotNegative | None = None
+    warmup_examples: Number | None = None
+    warmup_percent: Percent | None = None
+    warmup_learning_rate: NotNegative = 0.0
+    end_learning_rate: NotNegative = 0.0
     scale_ends: bool = False
-    decay_percent: tuple[float, ...] = ()
-    decay_factor: float = 0.1
+    decay_percent: tuple[Percent, ...] = ()
+    decay_factor: Positive = 0.1
     horizon: float = 1.0
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.95
+    eps: Positive = 1e-8
     momentum: float = 0.9
     trust: float = 0.001
-    weight_decay: float = 0.05
+    weight_decay: NotNegative = 0.05
     decay_also: tuple[str, ...] = ()
-    layer_decay: float | None = None
+    layer_decay: Positive | None = None
     clip_norm: float | None = None
 
     def __post_init__(self):

@@ -67,8 +67,8 @@ def test_written_and_built_are_inverse():
 
 @given(
     count=st.integers(-(10**9), 10**9),
-    rate=st.floats(allow_nan=False),
-    sides=st.lists(st.floats(allow_nan=False), max_size=4),
+    rate=st.floats(allow_nan=False, allow_infinity=False),
+    sides=st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=4),
 )
 def test_any_values_survive_writing(count, rate, sides):
     original = Outer(count=count, rate=rate, shape=Box(sides=tuple(sides)))

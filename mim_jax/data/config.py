@@ -18,10 +18,10 @@ class DataConfig:
       source: one of `sources.SOURCES` by its `name`, with the fields of its own section.
       split, eval_split: names of the training and the evaluation part; eval_split None: the run
         has no evaluation data.
-      image_size: (height, width) in pixels of what the model sees.
+      image_size: (height, width) in pixels of what the model sees; one number: square.
       channels: 3 (colour) or 1 (grey).
       batch_size: images per step over all processes.
-      mean, std: one number per channel, for images in [0, 1].
+      mean, std: for images in [0, 1], one number per channel, or one for all.
       crop, flip, colors: of the views, where the objective asks for nothing else; see `View`.
       eval_crop: the share of each side of the largest centred box of the model's aspect ratio that
         is kept for evaluation (0.875 is the usual 256-to-224 centre crop). None: 0.875 where
@@ -54,6 +54,9 @@ class DataConfig:
     max_corrupt_share: float = 0.1
 
     def __post_init__(self):
+        for name, count in (('image_size', 2), ('mean', self.channels), ('std', self.channels)):
+            if len(getattr(self, name)) == 1:
+                object.__setattr__(self, name, tuple(getattr(self, name)) * count)
         if len(self.image_size) != 2 or min(self.image_size) < 1:
             raise ValueError(f'image_size is {self.image_size}, must be (height, width) in pixels')
         if self.channels not in (1, 3):

@@ -17,6 +17,7 @@ from mim_jax.models.initializers import INITS, TOKEN_INITS
 from mim_jax.models.patches import patch_grid, patchify
 from mim_jax.models.positions import LearnedPosition, RelativePosition, sincos_table
 from mim_jax.models.tokenwise import ACTIVATIONS, Linear, layer_norm
+from mim_jax.ranges import Count, Number, Positive
 
 BLOCK_OPTIONS = (
     'scan',
@@ -90,13 +91,13 @@ class ViT:
     mlp/{fc1,fc2}, layer_scale2, relative_position, modulation}, final_norm.
     """
 
-    patch_size: tuple[int, ...] = (16, 16)
-    width: int = 768
-    depth: int = 12
-    heads: int = 12
-    mlp_ratio: float = 4.0
+    patch_size: tuple[Count, ...] = (16, 16)
+    width: Count = 768
+    depth: Count = 12
+    heads: Count = 12
+    mlp_ratio: Positive = 4.0
     class_token: bool = True
-    num_registers: int = 0
+    num_registers: Number = 0
     position: str = 'sincos'
     position_resize: str = 'bicubic'  # of a learned table on another grid
     relative_position: str = 'none'
@@ -108,16 +109,18 @@ class ViT:
     pre_norm: bool = False  # a LayerNorm between embedding and blocks, as in CLIP
     final_norm: bool = True
     activation: str = 'gelu'
-    norm_eps: float = 1e-6
+    norm_eps: Positive = 1e-6
     initialization: str = 'mae'
     token_initialization: str = 'normal'  # of tokens and learned positions; BEiT's are 'cut'
-    condition_width: int | None = None  # of what conditions the blocks' norms; None: plain norms
-    grid: tuple[int, ...] | None = None  # position tables are stored for it; None: first image's
+    condition_width: Count | None = None  # of what conditions the blocks' norms; None: plain norms
+    grid: tuple[Count, ...] | None = None  # position tables are stored for it; None: first image's
     scan: bool = True  # False: blocks unrolled (longer compilation, same parameters)
     remat: str = 'none'
     dtype: str = 'float32'  # of the computation; parameters are float32
 
     def __post_init__(self):
+        if len(self.patch_size) == 1:
+            object.__setattr__(self, 'patch_size', tuple(self.patch_size) * 2)
         for field, allowed in CHOICES.items():
             if getattr(self, field) not in allowed:
                 raise ValueError(
