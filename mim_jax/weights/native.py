@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import tempfile
@@ -25,11 +26,51 @@ def save(path, params, *, metadata=None, dtype='float32'):
     """Writes nested `params` to `path`, whole or not at all (a temporary file, then a rename).
 
     Floating-point arrays are stored in `dtype` ('float32' or 'float16'); `metadata` maps str to
-    str. Raises UserError where a value does not fit float16.
+    str, and gets a digest of the tensors, which `load` compares. An existing file is replaced only
+    if it is one of these.
+
+    Raises UserError where a value is not finite or does not fit float16, or another file is there.
     """
+    _refuse_foreign(path)
     tensors = {name: narrowed(name, value, dtype) for name, value in flatten(params).items()}
-    data = safetensors.numpy.save(tensors, metadata={'format': FORMAT, **(metadata or {})})
-    write_whole(path, data)
+    check_finite(tensors, what='the weights to be written')
+    metadata = {'format': FORMAT, **(metadata or {}), 'digest': digest(tensors)}
+    write_whole(path, safetensors.numpy.save(tensors, metadata=metadata))
+
+
+def digest(tensors):
+    """A text that tells arrays by name apart: by names, dtypes, shapes and every byte."""
+    found = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        array = np.ascontiguousarray(tensors[name])
+        found.update(f'{name} {array.dtype} {array.shape}\n'.encode())
+        found.update(array.reshape(-1).view(np.uint8))
+    return found.hexdigest()
+
+
+def check_finite(tensors, *, what):
+    """Raises UserError for an array by name that has NaN or infinity."""
+    for name, array in tensors.items():
+        array = np.asarray(array)
+        if jax.dtypes.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+            raise UserError(
+                f'{what}: {name} has values that are not finite: the training that made it went '
+                'wrong, or the file is damaged'
+            )
+
+
+def _refuse_foreign(path):
+    if not Path(path).is_file():
+        return
+    try:
+        ours = read_header(path)[1].get('format') == FORMAT
+    except UserError:
+        ours = False
+    if not ours:
+        raise UserError(
+            f'{path} exists already and is no weight file of mim_jax: name another file, or remove '
+            'this one'
+        )
 
 
 def narrowed(name, value, dtype):
@@ -118,16 +159,25 @@ def _widened(array):
 def load(path):
     """(params, metadata) of a file that `save` wrote; arrays are float32 NumPy.
 
-    Raises UserError for a missing, truncated or foreign file.
+    Raises UserError for a missing, truncated, damaged or foreign file, and for values that are not
+    finite.
     """
-    tensors, metadata = read_tensors(path)
+    with _opened(path) as file:
+        metadata = file.metadata() or {}
+    tensors = safetensors.numpy.load_file(path)
     if metadata.get('format') != FORMAT:
         names = ', '.join(sorted(tensors)[:LISTED])
         raise UserError(
             f'weights file {path} is not in mim_jax naming (its metadata lacks format={FORMAT}; '
             f'it holds {names}, …): a file of `python -m mim_jax.weights` is expected'
         )
-    return unflatten(tensors), metadata
+    if 'digest' in metadata and metadata['digest'] != digest(tensors):
+        raise UserError(
+            f'weights file {path} is damaged: its tensors are not those that were written; bring '
+            'another copy, or export it again'
+        )
+    check_finite(tensors, what=f'weights file {path}')
+    return unflatten({name: _widened(array) for name, array in tensors.items()}), metadata
 
 
 def normalization(metadata, *, assumed=False):

@@ -21,6 +21,7 @@ def test_save_and_load(tmp_path):
     file = tmp_path / 'deep' / 'w.safetensors'
     native.save(file, PARAMS, metadata={'note': 'x'})
     params, metadata = native.load(file)
+    assert len(metadata.pop('digest')) == 32
     assert metadata == {'format': 'mim_jax', 'note': 'x'}
     assert native.flatten(params).keys() == {'a/kernel', 'a/bias', 'b'}
     np.testing.assert_array_equal(params['a']['kernel'], PARAMS['a']['kernel'])
@@ -51,6 +52,50 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
         native.save(tmp_path / 'w', {'other': np.zeros(2, np.float32)})
     assert [p.name for p in tmp_path.iterdir()] == ['w']
     assert (tmp_path / 'w').read_bytes() == before
+
+
+def test_damage_of_any_tensor_is_noticed(tmp_path):
+    file = tmp_path / 'w'
+    native.save(file, PARAMS)
+    content = file.read_bytes()
+    start = 8 + int.from_bytes(content[:8], 'little')
+    assert len(content) - start == 4 * (6 + 3 + 4)
+    for place in range(start, len(content), 7):
+        damaged = bytearray(content)
+        damaged[place] ^= 4
+        file.write_bytes(damaged)
+        with pytest.raises(UserError, match='w is damaged'):
+            native.load(file)
+    file.write_bytes(content)
+    native.load(file)
+    # Files of before there were digests, and of other writers, have none.
+    tensors = native.flatten(PARAMS)
+    safetensors.numpy.save_file(tensors, file, metadata={'format': 'mim_jax'})
+    assert native.load(file)[0].keys() == PARAMS.keys()
+
+
+def test_values_that_are_not_finite_are_neither_written_nor_read(tmp_path):
+    wrong = {'a': {'kernel': np.float32([1, np.nan])}}
+    with pytest.raises(UserError, match='a/kernel has values that are not finite'):
+        native.save(tmp_path / 'w', wrong)
+    assert not list(tmp_path.iterdir())
+    metadata = {'format': 'mim_jax'}
+    safetensors.numpy.save_file(native.flatten(wrong), tmp_path / 'w', metadata=metadata)
+    with pytest.raises(UserError, match='weights file .*w: a/kernel has values'):
+        native.load(tmp_path / 'w')
+
+
+def test_only_a_weight_file_of_ours_is_replaced(tmp_path):
+    native.save(tmp_path / 'w', PARAMS)
+    native.save(tmp_path / 'w', {'b': PARAMS['b']})
+    assert native.load(tmp_path / 'w')[0].keys() == {'b'}
+    (tmp_path / 'thesis').write_text('all of it')
+    safetensors.numpy.save_file({'x': PARAMS['b']}, tmp_path / 'theirs')
+    for name in ('thesis', 'theirs'):
+        before = (tmp_path / name).read_bytes()
+        with pytest.raises(UserError, match=f'{name} exists already and is no weight file'):
+            native.save(tmp_path / name, PARAMS)
+        assert (tmp_path / name).read_bytes() == before
 
 
 @pytest.mark.parametrize('write', [native.save, lambda out, _: new_folder(out).__enter__()])
