@@ -19,10 +19,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from mim_jax import integrity
+from mim_jax import distributed, integrity
 from mim_jax.clock import Clock
 from mim_jax.errors import UserError
-from mim_jax.ranges import NotNegative, Number, Percent
+from mim_jax.ranges import Examples, NotNegative, Number, Percent
 from mim_jax.train_step import TrainState
 
 # Frozen collections are not saved.
@@ -41,12 +41,12 @@ class CheckpointConfig:
     every_minutes: float | None = 10.0
     every_steps: Number | None = None
     every_epochs: NotNegative | None = None
-    every_examples: Number | None = None
+    every_examples: Examples | None = None
     every_percent: Percent | None = None
     keep: Number = 2
     milestone_steps: Number | None = None
     milestone_epochs: NotNegative | None = None
-    milestone_examples: Number | None = None
+    milestone_examples: Examples | None = None
     milestone_percent: Percent | None = None
 
     def __post_init__(self):
@@ -68,6 +68,21 @@ class Found:
     damaged: dict[int, str]
 
 
+def find_together(workdir: str | Path) -> Found:
+    """`find` by process 0, which alone is told what is damaged; the step is that of all."""
+    found = Found(None, {})
+    with distributed.decided_by_main(f'{workdir}: its checkpoints are damaged') as decide:
+        if decide:
+            found = find(workdir)
+    if jax.process_count() == 1:
+        return found
+    from jax.experimental import multihost_utils
+
+    step = np.int32(-1 if found.step is None else found.step)
+    step = int(multihost_utils.broadcast_one_to_all(step))
+    return Found(None if step < 0 else step, found.damaged)
+
+
 def find(workdir: str | Path) -> Found:
     """Looks at the checkpoints of a work directory from the newest on, down to an intact one.
 
@@ -75,10 +90,12 @@ def find(workdir: str | Path) -> Found:
     """
     damaged = {}
     for step in reversed(saved_steps(workdir)):
-        wrong = integrity.damage(directory(workdir) / str(step))
+        folder = directory(workdir) / str(step)
+        wrong = integrity.damage(folder)
         if wrong is None:
             return Found(step, damaged)
-        damaged[step] = wrong
+        if folder.exists():  # a run that goes on removes old ones meanwhile
+            damaged[step] = wrong
     if damaged:
         reasons = '; '.join(f'step {step}: {wrong}' for step, wrong in damaged.items())
         raise UserError(
@@ -103,8 +120,7 @@ class Checkpoints:
         *,
         damaged: Iterable[int] = (),
     ):
-        if damaged:
-            _set_aside(workdir, damaged)
+        _set_aside(workdir, damaged)
         self._sealing = concurrent.futures.ThreadPoolExecutor(max_workers=1)
         self._unsealed = None
         self._workdir = Path(workdir)
@@ -174,14 +190,17 @@ class Checkpoints:
 
     def close(self) -> None:
         with self._told():
-            self._manager.close()
+            self._manager.wait_until_finished()
             self._seal(None)
+            self._manager.close()
             self._sealing.shutdown()
 
     def _seal(self, next_step: int | None) -> None:
         """Seals the checkpoint before that of `next_step`, which is being written."""
         step, self._unsealed = self._unsealed, next_step
-        if step is not None and jax.process_index() == 0:
+        # Orbax has forgotten by now what it is about to remove.
+        kept = step is not None and step in self._manager.all_steps()
+        if kept and jax.process_index() == 0:
             self._sealing.submit(integrity.seal, directory(self._workdir) / str(step))
 
     @contextlib.contextmanager
@@ -254,10 +273,13 @@ def _readable(workdir: str | Path, step: int) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # Orbax and TensorStore raise a dozen kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        if (directory(workdir) / str(step) / integrity.FILE).exists():
+            advice = 'its files are intact: memory may be in use, or another version wrote it.'
+        else:
+            advice = 'it may be damaged, its run was killed before checksums were written.'
         raise UserError(
-            f'{workdir}: the checkpoint of step {step} cannot be read ({reason[:200]}); rename its '
-            'folder, and the one before it is used.'
+            f'{workdir}: the checkpoint of step {step} cannot be restored ({reason}); {advice}'
         ) from error
 
 

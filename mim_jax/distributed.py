@@ -1,10 +1,13 @@
 """Joining the processes of a run."""
 
+import contextlib
 import os
 import socket
 import time
+from collections.abc import Iterator
 
 import jax
+import numpy as np
 from absl import logging
 
 from mim_jax.errors import UserError
@@ -69,6 +72,28 @@ def initialize(*, timeout_seconds: int = 300) -> None:
 def is_joined() -> bool:
     """Whether this process is one of several."""
     return jax.distributed.is_initialized()
+
+
+@contextlib.contextmanager
+def decided_by_main(failed: str) -> Iterator[bool]:
+    """A block that process 0 alone runs (it gets True, the others False), and whose failure is that
+    of all: the others raise UserError `failed`, and none waits for another.
+    """
+    if jax.process_count() == 1:
+        yield True
+        return
+    from jax.experimental import multihost_utils
+
+    problem = None
+    try:
+        yield is_main()
+    except UserError as error:
+        problem = error
+    bad = bool(multihost_utils.broadcast_one_to_all(np.int32(problem is not None)))
+    if problem is not None:
+        raise problem
+    if bad:
+        raise UserError(f'{failed}, as process 0 says.')
 
 
 def is_main() -> bool:

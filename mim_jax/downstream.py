@@ -19,7 +19,7 @@ import re
 import shlex
 import statistics
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from mim_jax import config as configs
@@ -61,9 +61,11 @@ def main(arguments: list[str] | None = None) -> int:
                 print(shlex.join(['python', *run.command]))
             return 0
         for number, run in enumerate(plan.runs, start=1):
-            if not planned.figures(run):
+            run = fingerprinted(run)
+            if not planned.finished(run):
                 print(f'[{number}/{len(plan.runs)}] {run.name}, seed {run.seed}: {run.workdir}')
                 planned.execute(run)
+                check_result(run)
         found = compare(plan)
         out = Path(options.out)
         (out / 'results.json').write_text(json.dumps(found, indent=2) + '\n', encoding='utf-8')
@@ -97,9 +99,12 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, list[tupl
     options, rest = parser.parse_known_args(arguments)
     if options.seeds < 1:
         parser.error(f'--seeds={options.seeds}: at least 1.')
-    options.tasks = {stage(spec): spec for spec in options.tasks.split(',') if spec}
-    if not options.tasks:
+    specs = [spec for spec in options.tasks.split(',') if spec]
+    options.tasks = {stage(spec): spec for spec in specs}
+    if not specs:
         parser.error('--tasks names no config.')
+    if len({*options.tasks, 'config', PRETRAINING}) < len(specs) + 2:
+        parser.error(f'--tasks={",".join(specs)}: two stages would have one name; copy a config.')
     by_stage = {name: [] for name in ('config', PRETRAINING, *options.tasks)}
     for text in rest:
         name = text.removeprefix('--').partition('.')[0]
@@ -125,62 +130,81 @@ def make_plan(
     names = tuple(name for name in options.evaluators.split(',') if name)
     shared = assignments['config']
 
-    def runs(name: str, spec: str, place: Path, fields: list, start: bool) -> list[planned.Run]:
-        fields = (*shared, *assignments[place.parts[0]], *fields)
-        try:
-            run, steps, found = planned.built(spec, fields, read=not options.dry_run)
-        except UserError as error:
-            raise UserError(f'{spec}: {error}') from error
+    def runs(name: str, spec: str, place: Path, fields: Callable[[int], list]) -> list[planned.Run]:
         made = []
         for seed in range(options.seeds):
-            given = fields
-            changed = dataclasses.replace(run, seed=seed)
-            if start:
-                weights = str(out / PRETRAINING / f'seed{seed}')
-                given = (*fields, ('init.weights', weights))
-                changed = dataclasses.replace(
-                    changed, init=dataclasses.replace(run.init, weights=weights)
+            given = (*shared, *assignments[place.parts[0]], *fields(seed))
+            try:
+                # What is pre-trained may not be there yet: `start`.
+                run, steps, found = planned.built(
+                    spec, given, read=not options.dry_run, start=False
                 )
-                found.pop('init', None)  # these weights may not be there yet
+            except UserError as error:
+                raise UserError(f'{spec}: {error}') from error
+            run = dataclasses.replace(run, seed=seed)
             workdir = out / place / f'seed{seed}'
-            made.append(planned.Run(name, seed, spec, given, changed, steps, workdir, found))
+            made.append(planned.Run(name, seed, spec, given, run, steps, workdir, found))
         return made
 
     # At the start and at the end alone: that is what is compared.
     evaluated = [(f'eval.every_{unit}', 'none') for unit in configs.UNITS]
     evaluated.append(('eval.evaluators', repr(names)))
-    pretraining = runs(PRETRAINING, options.pretraining, Path(PRETRAINING), evaluated, False)
+    pretraining = runs(PRETRAINING, options.pretraining, Path(PRETRAINING), lambda _: evaluated)
+
+    def weights(seed: int) -> list:
+        return [('init.weights', str(out / PRETRAINING / f'seed{seed}'))]
+
+    def no_weights(seed: int) -> list:
+        return [(f'init.{field}', 'none') for field in ('weights', 'step', 'average')]
+
     tasks = {}
     for name, spec in options.tasks.items():
-        pretrained = runs(f'{name}, pre-trained', spec, Path(name, 'pretrained'), [], True)
-        scratch = runs(f'{name}, from scratch', spec, Path(name, 'scratch'), [], False)
+        pretrained = runs(f'{name}, pre-trained', spec, Path(name, 'pretrained'), weights)
+        scratch = runs(f'{name}, from scratch', spec, Path(name, 'scratch'), no_weights)
         tasks[name] = list(zip(pretrained, scratch, strict=True))
     return Plan(pretraining, tasks)
 
 
-def compare(plan: Plan) -> dict[str, dict[str, list[float]]]:
-    """'frozen features: knn/top1' -> {'without': by seed, 'with': by seed} pre-training.
-
-    Raises UserError where a run has none of the HEADLINES.
+def fingerprinted(run: planned.Run) -> planned.Run:
+    """A run that knows the weights from which it starts, once they are there: results of earlier
+    ones are not taken for its own.
     """
+    if run.experiment.init.weights is None:
+        return run
+    found = planned.built(run.base, run.assignments, read=True)[2]
+    return dataclasses.replace(run, fingerprints=found)
+
+
+def check_result(run: planned.Run) -> None:
+    """Raises UserError where a run that was executed did not end, or has none of the HEADLINES."""
+    if not planned.finished(run):
+        raise UserError(
+            f'"{run.name}", seed {run.seed} ended before its last step; start the same command '
+            'again to go on.'
+        )
+    if not any(map(HEADLINES.fullmatch, planned.figures(run))):
+        raise UserError(
+            f'"{run.name}", seed {run.seed} has no accuracy or mIoU among its figures: name '
+            'evaluators that fit its data.'
+        )
+
+
+def compare(plan: Plan) -> dict[str, dict[str, list[float]]]:
+    """'frozen features: knn/top1' -> {'without': by seed, 'with': by seed} pre-training."""
     found = {}
 
-    def add(name: str, without: Mapping[str, float], with_: Mapping[str, float], seed: int) -> None:
+    def add(name: str, without: Mapping[str, float], with_: Mapping[str, float]) -> None:
         metrics = [m for m in map(HEADLINES.fullmatch, with_) if m and m.group(0) in without]
-        if not metrics:
-            raise UserError(
-                f'{name}, seed {seed}: there is no accuracy or mIoU in its metrics; set evaluators.'
-            )
         for metric in metrics:
             entry = found.setdefault(f'{name}: {metric.group(1)}', {'without': [], 'with': []})
             entry['without'].append(without[metric.group(0)])
             entry['with'].append(with_[metric.group(0)])
 
     for run in plan.pretraining:
-        add('frozen features', planned.figures(run, step=0), planned.figures(run), run.seed)
+        add('frozen features', planned.figures(run, step=0), planned.figures(run))
     for name, pairs in plan.tasks.items():
         for pretrained, scratch in pairs:
-            add(name, planned.figures(scratch), planned.figures(pretrained), scratch.seed)
+            add(name, planned.figures(scratch), planned.figures(pretrained))
     return found
 
 

@@ -64,6 +64,11 @@ class Evaluation:
         for name, evaluator in self._evaluators.items():
             self._check_memory(name, evaluator)
 
+    @property
+    def evaluators(self) -> tuple[str, ...]:
+        """The names of those that are run."""
+        return tuple(self._all)
+
     def run(
         self, variables: dict[str, Any], *, check: Callable[[], None] = lambda: None
     ) -> dict[str, float]:
@@ -135,11 +140,21 @@ class Evaluation:
 
     def _check_average(self) -> None:
         """Raises UserError where the average of the encoder is asked for and there is none."""
+        if not self._program.run.eval.use_ema:
+            return
         variables = self._program.abstract_state.variables
-        if self._program.run.eval.use_ema and 'encoder' not in variables.get('ema', {}):
+        frozen = self._program.run.optimizer.frozen
+        needed = ['encoder'] if self._evaluators else []
+        needed += [part for part in variables['params'] if self._judges and part not in frozen]
+        if not set(needed) <= {*variables.get('ema', {}), *frozen}:
             raise UserError(
-                'config.eval.use_ema = True needs an average of the encoder; set '
-                'config.train.ema.decay (and parts, if given, to hold the encoder).'
+                f'config.eval.use_ema = True needs an average of the {" and the ".join(needed)}; '
+                'set config.train.ema.decay (and parts, if given, to hold these).'
+            )
+        if self._judges and 'state' in variables:
+            raise UserError(
+                'config.eval.use_ema = True: this objective has batch norms, whose averages are '
+                'those of the parameters and not of their average; set it to False.'
             )
 
     def _check_memory(self, name: str, evaluator: Evaluator) -> None:

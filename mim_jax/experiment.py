@@ -16,7 +16,7 @@ from mim_jax.logs import LogConfig
 from mim_jax.models.vit import ViT
 from mim_jax.objectives import OBJECTIVES
 from mim_jax.optimizers import OptimizerConfig
-from mim_jax.ranges import Count, NotNegative, Number, Percent
+from mim_jax.ranges import Count, Examples, NotNegative, Number, Percent, Seed
 from mim_jax.sharding import MeshConfig
 from mim_jax.warm_start import InitConfig
 
@@ -35,7 +35,7 @@ class TrainConfig:
 
     total_steps: Number | None = None
     total_epochs: NotNegative | None = None
-    total_examples: Number | None = None
+    total_examples: Examples | None = None
     accumulation: int = 1
     whole_batches: bool = False
     ema: Average = Average()
@@ -56,7 +56,7 @@ class _EvalConfig:
     evaluators: tuple[str, ...] = ('knn',)
     every_steps: Number | None = None
     every_epochs: NotNegative | None = None
-    every_examples: Number | None = None
+    every_examples: Examples | None = None
     every_percent: Percent | None = None
     batch_size: Count | None = None
     use_ema: bool = False
@@ -82,7 +82,7 @@ EvalConfig = dataclasses.make_dataclass(
 class Experiment:
     """All sections of a config."""
 
-    seed: Number = 0
+    seed: Seed = 0
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     objective: Any = choice(OBJECTIVES, 'dtm')
     model: ViT = dataclasses.field(default_factory=ViT)

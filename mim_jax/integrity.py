@@ -5,22 +5,25 @@ import json
 import os
 from pathlib import Path
 
+from absl import logging
+
 FILE = 'checksums.json'
 # Orbax writes it last of all that is a checkpoint's own.
 WHOLE = '_CHECKPOINT_METADATA'
 
 
 def seal(folder: Path) -> None:
-    """Writes sizes and digests of all files of a checkpoint into it; one that is gone, as old ones
-    are removed, is left alone.
+    """Writes sizes and digests of all files of a checkpoint into it. Where that is not possible (it
+    was removed meanwhile, the disk is full) it stays without, and a warning says so.
     """
     try:
         found = {name: _described(folder / name) for name in _names(folder)}
         temporary = folder / f'{FILE}.tmp'
         temporary.write_text(json.dumps(found, indent=1) + '\n', encoding='utf-8')
         os.replace(temporary, folder / FILE)
-    except FileNotFoundError:
-        return
+    except OSError as error:
+        if folder.exists():
+            logging.warning('%s: no checksums could be written (%s).', folder, error.strerror)
 
 
 def damage(folder: Path) -> str | None:
@@ -29,6 +32,13 @@ def damage(folder: Path) -> str | None:
     One without checksums (its run was killed before they were written) is taken for whole if its
     parts are there.
     """
+    try:
+        return _damage(folder)
+    except OSError as error:
+        return f'it cannot be read ({error.strerror})'
+
+
+def _damage(folder: Path) -> str | None:
     if not (folder / WHOLE).is_file():
         return f'{WHOLE} is missing'
     try:

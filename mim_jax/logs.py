@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mim_jax.ranges import NotNegative, Number, Percent
+from mim_jax.ranges import Examples, NotNegative, Number, Percent
 
 METRICS_FILE = 'metrics.jsonl'
 SUPERSEDED_FILE = 'metrics.superseded.jsonl'
@@ -64,7 +64,7 @@ class LogConfig:
     every_steps: int = 50
     pictures_every_steps: Number | None = None
     pictures_every_epochs: NotNegative | None = None
-    pictures_every_examples: Number | None = None
+    pictures_every_examples: Examples | None = None
     pictures_every_percent: Percent | None = None
     num_pictures: int = 8
     tensorboard: bool = True
@@ -153,10 +153,11 @@ class Logger:
         """Prints one line without breaking the progress bar."""
         if not self._is_main:
             return
-        if self._bar is not None:
-            self._bar.write(text, file=sys.stderr)
-        else:
-            print(text, flush=True)
+        with contextlib.suppress(OSError):  # a run outlives its terminal
+            if self._bar is not None:
+                self._bar.write(text, file=sys.stderr)
+            else:
+                print(text, flush=True)
 
     def close(self) -> None:
         for sink in (self._file, self._events, self._bar):

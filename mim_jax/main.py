@@ -12,7 +12,6 @@ import contextlib
 import os
 import re
 import sys
-import threading
 from pathlib import Path
 
 from mim_jax import config as configs
@@ -22,15 +21,17 @@ from mim_jax.stopping import Stop
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns the exit status: 0, or 2 for a mistake told in one sentence."""
-    # Only the main thread can listen; a program of someone else's may call this from another.
-    main_thread = threading.current_thread() is threading.main_thread()
     stop = Stop()
     try:
-        with stop.listening() if main_thread else contextlib.nullcontext():
+        # Signals are those of a program of its own, not of one that calls this.
+        with stop.listening() if arguments is None else contextlib.nullcontext():
             run(sys.argv[1:] if arguments is None else arguments, stop)
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print('interrupted; the same command resumes from the last checkpoint', file=sys.stderr)
+        return 130
     return 0
 
 
@@ -65,9 +66,10 @@ def run(arguments: list[str], stop: Stop) -> None:
 
     workdir = options.workdir or default_workdir(options.config)
     trainer = Trainer(experiment, workdir)
+    stop.kept = trainer.kept
     with work_directory.locked(workdir):
         if not trainer.finished:  # what is written down is what was run
-            work_directory.claim(workdir, experiment)
+            work_directory.claim(workdir, experiment, after_step=trainer.found.step or 0)
         if distributed.is_main() and not trainer.finished:
             print(summary(trainer, spec=options.config), flush=True)
         trainer.train(stop)

@@ -13,7 +13,7 @@ import optax
 
 from mim_jax.clock import Clock
 from mim_jax.errors import UserError
-from mim_jax.ranges import Fraction, NotNegative, Number, Percent, Positive
+from mim_jax.ranges import Examples, Fraction, NotNegative, Number, Percent, Positive
 
 Schedule = Callable[[jax.Array], jax.Array]
 
@@ -57,7 +57,7 @@ class OptimizerConfig:
     schedule: Literal['cosine', 'multistep', 'linear', 'constant'] = 'cosine'
     warmup_steps: Number | None = None
     warmup_epochs: NotNegative | None = None
-    warmup_examples: Number | None = None
+    warmup_examples: Examples | None = None
     warmup_percent: Percent | None = None
     warmup_learning_rate: NotNegative = 0.0
     end_learning_rate: NotNegative = 0.0

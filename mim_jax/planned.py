@@ -42,12 +42,16 @@ class Run:
 
 
 def built(
-    base: str, assignments: tuple[tuple[str, str], ...], *, read: bool
+    base: str, assignments: tuple[tuple[str, str], ...], *, read: bool, start: bool = True
 ) -> tuple[Any, int | None, dict[str, str]]:
     """The run of a config, its length, and the fingerprints of its weights. The objective is bound,
     and where `read` is set its data and weights are looked at, as the run would do it first;
-    otherwise there are neither length nor fingerprints.
+    otherwise there are neither length nor fingerprints. start: those of `init` too.
+
+    Nothing is put on a device: that is for the runs.
     """
+    if 'seed' in dict(assignments):
+        raise UserError('config.seed is set for every run by itself: say --seeds=N, how many.')
     import jax
 
     from mim_jax import assembly, data, experiment, fingerprints, warm_start
@@ -61,21 +65,48 @@ def built(
     objective = assembly.make_objective(run, fields=source.fields)
     found = {name: fingerprints.of(values) for name, values in objective.pretrained().items()}
     images = assembly.batch_struct(run, objective)['images']
-    params = jax.eval_shape(objective.init, jax.random.key(0), images)['params']
-    start = warm_start.load(run.init, model=run.model, params=params, inputs=objective.inputs)
-    if start:
-        found['init'] = fingerprints.of(start.params)
+    if start and run.init.weights is not None:
+        params = jax.eval_shape(lambda: objective.init(jax.random.key(0), images))['params']
+        read = warm_start.load(run.init, model=run.model, params=params, inputs=objective.inputs)
+        found['init'] = fingerprints.of(read.params)
     return run, assembly.make_clock(run, len(source)).total_steps, found
 
 
 def execute(run: Run) -> None:
     """Runs one run to its end, its output shown. Raises UserError where it fails."""
-    status = subprocess.run([sys.executable, *run.command], check=False).returncode
+    process = subprocess.Popen([sys.executable, *run.command])
+    try:
+        status = process.wait()
+    except KeyboardInterrupt:
+        process.wait()  # it got the same Ctrl-C, and saves
+        raise
     if status:
         raise UserError(
             f'"{run.name}", seed {run.seed} stopped with status {status} (see above); mend it '
             'and start the same command again: finished runs are kept.'
         )
+
+
+def finished(run: Run) -> bool:
+    """Whether a run has its last checkpoint and the figures of all its evaluators.
+
+    Raises UserError as `figures` does, and where it lacks those of an evaluator that was asked for
+    later.
+    """
+    from mim_jax import checkpoints
+
+    found = figures(run)
+    if run.total_steps not in checkpoints.saved_steps(run.workdir):
+        return False
+    judged = {name.split('/')[1] for name in found if name.startswith('eval/')}
+    asked = run.experiment.eval.evaluators
+    absent = [name for name in asked if name not in judged]
+    if judged and absent:
+        raise UserError(
+            f'{run.workdir} is a finished run without figures of {", ".join(absent)}: remove it to '
+            'run it again, or leave these out.'
+        )
+    return bool(judged) or not asked
 
 
 def figures(run: Run, *, step: int | None = None) -> dict[str, float]:

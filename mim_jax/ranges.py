@@ -46,6 +46,8 @@ class Range:
 
 Count = Annotated[int, Range(1, MOST)]
 Number = Annotated[int, Range(0, MOST)]
+Examples = Annotated[int, Range(0, 2**53)]
+Seed = Annotated[int, Range(0, 2**32 - 1)]
 Positive = Annotated[float, Range(0, 1e12, low_open=True)]
 NotNegative = Annotated[float, Range(0, 1e12)]
 Share = Annotated[float, Range(0, 1)]

@@ -7,9 +7,8 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 SIGNALS = {signal.SIGINT: 'Ctrl-C', signal.SIGTERM: 'SIGTERM'}
 
@@ -26,11 +25,11 @@ class Stop:
     saves. A second one ends the process at once. A thread of its own answers signals, because
     Python's handlers wait until the compiler, or whatever the main thread is in, returns.
 
-    kept: a sentence on what would be left of the run if it ended now.
+    kept: says what would be left of the run if it ended now.
     """
 
     def __init__(self) -> None:
-        self.kept = 'nothing was trained yet'
+        self.kept: Callable[[], str] = lambda: 'this command has changed nothing'
         self.saving = False
         self._number = None
         self._joined = False
@@ -41,8 +40,10 @@ class Stop:
         return None if self._number is None else SIGNALS[self._number]
 
     def check(self) -> None:
-        """Raises Interrupted where a stop is requested."""
-        if self.requested:
+        """Raises Interrupted where a stop is requested. Not in one of several processes: it would
+        leave the others waiting, so that `received` alone decides there.
+        """
+        if self.requested and not self._joined:
             raise Interrupted
 
     def received(self, step: int) -> str | None:
@@ -69,7 +70,10 @@ class Stop:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator['Stop']:
-        """Answers signals; the handlers of before come back at the end."""
+        """Answers signals; the handlers of before come back at the end.
+
+        For a program alone: a second signal ends the process.
+        """
         reading, writing = os.pipe()
         os.set_blocking(writing, False)
         before = {number: signal.signal(number, _ignored) for number in SIGNALS}
@@ -88,6 +92,12 @@ class Stop:
             os.close(reading)
             os.close(writing)
 
+    def _kept(self) -> str:
+        try:
+            return self.kept()
+        except Exception:  # the disk is gone, say: the process ends all the same
+            return 'what is saved could not be looked at'
+
     def _answer(self, reading: int) -> None:
         while number := os.read(reading, 1)[0]:
             if number not in SIGNALS:
@@ -100,21 +110,22 @@ class Stop:
                 self._number = number
                 _say(f'{SIGNALS[number]}: the run saves and ends; once more ends it at once.')
             elif not (self._joined and number == signal.SIGTERM):
-                _say(f'{SIGNALS[number]}: ended at once; {self.kept}.')
+                _say(f'{SIGNALS[number]}: ended at once; {self._kept()}.')
                 end(128 + number)
 
 
 def end(status: int) -> None:
     """Ends this process and its data workers now, whatever they wait for."""
-    for child in multiprocessing.active_children():
-        child.kill()
-    sys.stdout.flush()
+    with contextlib.suppress(Exception):
+        for child in multiprocessing.active_children():
+            child.kill()
     os._exit(status)
 
 
 def _say(text: str) -> None:
-    # The terminal has printed ^C, and may be in the middle of a progress bar.
-    os.write(2, f'\n{text}\n'.encode())
+    # The terminal has printed ^C, and may be in the middle of a progress bar. Or it is gone.
+    with contextlib.suppress(OSError):
+        os.write(2, f'\n{text}\n'.encode())
 
 
 def _ignored(number: int, frame: object) -> None:

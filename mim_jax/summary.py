@@ -77,8 +77,10 @@ def _devices(mesh: jax.sharding.Mesh) -> str:
 
 def _evaluates(trainer: Trainer) -> str:
     every = trainer.every['evaluate']
-    names = ', '.join(trainer.run.eval.evaluators) or 'nothing'
-    return f'{names}, at the start{f", every {every:,} steps" if every else ""} and at the end'
+    times = ['at the start'] if trainer.found.step is None else []
+    times += [f'every {every:,} steps'] if every else []
+    names = ', '.join(trainer.evaluation.evaluators)
+    return f'{names}, {", ".join([*times, "at the end"])}' if names else 'not at all'
 
 
 def _saves(trainer: Trainer) -> str:

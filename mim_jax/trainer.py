@@ -4,7 +4,7 @@ import collections
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from mim_jax import checkpoints, data, fingerprints, sharding, work_directory
 from mim_jax.errors import UserError
 from mim_jax.evaluation import Evaluation
 from mim_jax.experiment import Experiment
-from mim_jax.logs import Logger, Throughput, peak_flops
+from mim_jax.logs import Logger, Throughput, peak_flops, read_metrics
 from mim_jax.program import Program
 from mim_jax.stopping import Interrupted, Stop
 from mim_jax.train_step import TrainState
@@ -38,7 +38,7 @@ class Trainer:
         self.run = run
         self.workdir = Path(workdir)
         work_directory.check(workdir, run)
-        self.found = checkpoints.find(workdir)
+        self.found = checkpoints.find_together(workdir)
         self.source = data.make_source(run.data, split=run.data.split)
         self.program = Program.make(run, epoch_examples=len(self.source), fields=self.source.fields)
         self.evaluation = Evaluation(self.program, self.source)
@@ -54,7 +54,6 @@ class Trainer:
         if self.start:
             self.fingerprints['init'] = fingerprints.of(self.start.params)
         self.pretrained = self.program.placed(read)
-        self._figures = []  # headlines of every evaluation of this process
         self._pictured = None  # the batch of every picture of this run
         clock = self.program.clock
         self.total = clock.total_steps
@@ -66,8 +65,25 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        """Whether the work directory holds the last checkpoint of this run."""
-        return self.found.step == self.total
+        """Whether nothing is left to do: the last checkpoint is there, and was evaluated."""
+        return self.found.step == self.total and (
+            not self.evaluation.evaluators or bool(self._logged(self.total))
+        )
+
+    def kept(self) -> str:
+        """What is left of this run if it ends now."""
+        steps = checkpoints.saved_steps(self.workdir)
+        if not steps:
+            return 'nothing was saved yet'
+        return f'the checkpoint of step {steps[-1]} is kept, the same command goes on from it'
+
+    def _logged(self, step: int) -> dict[str, float]:
+        """The figures of the evaluation at a step, by this process or one before it."""
+        found = {}
+        for line in read_metrics(self.workdir):
+            if line['step'] == step:
+                found |= {k: v for k, v in line.items() if k.startswith('eval/') and v is not None}
+        return found
 
     def train(self, stop: Stop | None = None) -> None:
         """Trains to the end, or to SIGTERM or Ctrl-C, from wherever the work directory has come to.
@@ -96,14 +112,18 @@ class Trainer:
                 f'{self.workdir}: the checkpoint of step {step} is damaged ({wrong}); it is kept '
                 f'as checkpoints/{step}.damaged, and an older one is used.'
             )
-        if first >= self.total:
+        if self.finished:
             self.logger.message(f'{self.workdir}: all {self.total} steps are done already.')
             return
         if self.evaluation.missing:
             self.logger.message(self.evaluation.missing)
         self.state, self.batches = self._start()
-        if first:
-            stop.kept = f'the checkpoint of step {first} is kept, the same command goes on from it'
+        if first >= self.total:  # the run ended in its last evaluation
+            self._look()
+            self.logger.message(self._last_words())
+            self.checkpoints.close()
+            self.logger.close()
+            return
         step_fn = self._compile()
         if first == 0:
             # What is wrong with an evaluation is better said now than after days.
@@ -157,25 +177,30 @@ class Trainer:
                     self._save()  # first, so that nothing that fails afterwards costs a step
                     if stopping:
                         return stopping
-                    if 'evaluate' in due:
-                        # The last one is not left out: no later one would make up for it.
-                        check = (lambda: None) if last else stop.check
-                        self._report('evaluation', functools.partial(self._evaluate, check))
-                    if 'draw' in due:
-                        self._report('pictures', self._draw)
+                    # The last look is not cut short: no later one would make up for it.
+                    self._look(due, check=(lambda: None) if last else stop.check)
         except Interrupted:
             log()
             self._save()
             return stop.requested
         return None
 
+    def _look(
+        self, due: Container[str] = ('evaluate', 'draw'), check: Callable[[], None] = lambda: None
+    ) -> None:
+        if 'evaluate' in due:
+            self._report('evaluation', functools.partial(self._evaluate, check))
+        if 'draw' in due:
+            self._report('pictures', self._draw)
+
     def _last_words(self) -> str:
         """The last figures beside those of the start, and where everything is."""
-        first, last = (self._figures[0], self._figures[-1]) if self._figures else ({}, {})
+        first, last = self._logged(0), self._logged(self.total)
         figures = [
             f'{name.removeprefix("eval/")} {value:.4g}'
-            + (f' (at first {first[name]:.4g})' if first is not last and name in first else '')
+            + (f' (at first {first[name]:.4g})' if name in first else '')
             for name, value in last.items()
+            if name.endswith(HEADLINES)
         ]
         return f'done: {", ".join([*figures, f"all of it is in {self.workdir}"])}'
 
@@ -276,7 +301,6 @@ class Trainer:
 
     def _evaluate(self, check: Callable[[], None] = lambda: None) -> None:
         values = self.evaluation.run(self.state.variables, check=check)
-        self._figures.append({k: v for k, v in values.items() if k.endswith(HEADLINES)})
         if values:
             self.logger.scalars(self.done, values)
 

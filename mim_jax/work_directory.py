@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from absl import logging
 
-from mim_jax import checkpoints, config
+from mim_jax import checkpoints, config, distributed
 from mim_jax.errors import UserError
 from mim_jax.folders import check_folder
 from mim_jax.models.vit import ViT
@@ -32,10 +33,10 @@ RESUMABLE = (
 )
 
 
-def claim(workdir: str | Path, run: Any) -> None:
+def claim(workdir: str | Path, run: Any, *, after_step: int = 0) -> None:
     """Writes the config of a run (an `Experiment`) into its work directory, or checks that it
     belongs there. Where a run goes on with other values of RESUMABLE, CHANGES_FILE gets a line with
-    these and the step from which they hold.
+    these and `after_step`, the checkpoint from which it goes on.
 
     Raises UserError as `check` does, and where `workdir` cannot be a directory to write in; nothing
     is written then.
@@ -46,8 +47,7 @@ def claim(workdir: str | Path, run: Any) -> None:
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         if changed:
-            after = max(checkpoints.saved_steps(workdir), default=0)
-            line = json.dumps({'after_step': after, 'changed': changed})
+            line = json.dumps({'after_step': after_step, 'changed': changed})
             with open(workdir / CHANGES_FILE, 'a', encoding='utf-8') as file:
                 file.write(line + '\n')
         path = workdir / CONFIG_FILE
@@ -61,14 +61,20 @@ def locked(workdir: str | Path) -> Iterator[None]:
     """Keeps other runs out of a work directory; process 0 does it for all of a run.
 
     The lock is the operating system's, on a file in there, and ends with the process however that
-    ends.
+    ends. A file system that has no locks is warned of.
 
-    Raises UserError where another process holds it, or `workdir` cannot be a directory to write in.
+    Raises UserError, on every process, where another run holds it, or `workdir` cannot be a
+    directory to write in.
     """
-    if jax.process_index() != 0:
+    with contextlib.ExitStack() as held:
+        with distributed.decided_by_main(f'--workdir={workdir}: it cannot be used') as decide:
+            if decide:
+                held.enter_context(_locked(Path(workdir)))
         yield
-        return
-    workdir = Path(workdir)
+
+
+@contextlib.contextmanager
+def _locked(workdir: Path) -> Iterator[None]:
     check_folder(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     with open(workdir / LOCK_FILE, 'a+', encoding='utf-8') as file:
@@ -81,6 +87,10 @@ def locked(workdir: str | Path) -> Iterator[None]:
                 f'--workdir={workdir} is in use by {holder}: stop that run, or choose another '
                 'work directory.'
             ) from error
+        except OSError as error:
+            logging.warning(
+                '%s cannot be locked here (%s): start only one run in it.', workdir, error.strerror
+            )
         file.truncate(0)
         file.write(f'process {os.getpid()} on {socket.gethostname()}')
         file.flush()

@@ -110,7 +110,7 @@ def test_damage_without_checksums_is_one_sentence(workdir):
     (workdir / 'checkpoints/4' / integrity.FILE).unlink()
     for path in files(workdir / 'checkpoints/4/variables'):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(UserError, match='step 4 cannot be read .*rename its folder'):
+    with pytest.raises(UserError, match='step 4 cannot be restored .*before checksums were'):
         checkpoints.restore_variables(workdir)
 
 

@@ -1,11 +1,13 @@
 """`python -m mim_jax.downstream`: its plan, what it reads back, its table; and all of it once."""
 
 import json
+import shutil
 import statistics
 
 import pytest
 
-from mim_jax import downstream, work_directory
+from mim_jax import downstream, planned, work_directory
+from mim_jax.errors import UserError
 
 CONFIG = """
 from mim_jax.experiment import default_config
@@ -61,6 +63,7 @@ def test_every_task_with_and_without_the_pretrained_encoder_of_its_seed(flags, t
     weights = f'--config.init.weights={tmp_path / "out" / "pretraining" / "seed1"}'
     extra = [text for text in pretrained.command if text not in scratch.command]
     assert extra == [f'--workdir={pretrained.workdir}', weights]
+    assert '--config.init.weights=none' in scratch.command
     assert '--config.model.depth=1' in scratch.command and '--config.seed=1' in scratch.command
     assert not any('depth' in text for text in made.tasks['other'][0][0].command)
     evaluated = made.pretraining[0].experiment.eval
@@ -112,12 +115,31 @@ def test_the_table_has_both_sides_and_the_difference_seed_by_seed(flags, tmp_pat
         ('--task.model.deep=3', 'did you mean depth?'),
         ('--finetune.model.depth=3', 'fields of the runs are set by --config.FIELD=VALUE'),
         ('--task.model.depth', 'fields of the runs are set by'),
+        ('--config.seed=3', 'say --seeds=N'),
     ],
 )
 def test_mistakes_are_told_before_the_first_run(flags, tmp_path, capsys, flag, sentence):
     assert downstream.main([*flags, flag]) == 2
     assert sentence in capsys.readouterr().err
     assert not (tmp_path / 'out').exists()
+
+
+def test_results_are_those_of_the_evaluators_that_are_asked_for(flags, tmp_path):
+    (run,) = plan(*flags).pretraining
+    assert not planned.finished(run)
+    write_metrics(run, {'step': 2, 'eval/knn/top1': 0.5})
+    assert not planned.finished(run)  # there is no checkpoint
+    (run.workdir / 'checkpoints' / '2').mkdir(parents=True)
+    with pytest.raises(UserError, match='finished run without figures of fewshot'):
+        planned.finished(run)
+    write_metrics(run, {'step': 2, 'eval/knn/top1': 0.5, 'eval/fewshot/top1_1shot': 0.5})
+    assert planned.finished(run)
+
+
+def test_two_tasks_of_one_name_are_refused(flags, capsys):
+    with pytest.raises(SystemExit):
+        plan(*[f.replace('other.py', 'task.py') for f in flags])
+    assert 'two stages would have one name' in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -132,3 +154,8 @@ def test_a_study_runs_and_a_second_start_has_nothing_to_do(flags, tmp_path, capf
     assert found['frozen features: knn/top1'].keys() == {'without', 'with'}
     assert downstream.main(flags) == 0
     assert capfd.readouterr().out == f'\n{text}'
+    # The task started from weights that are others now: its result is not taken.
+    shutil.rmtree(tmp_path / 'out' / 'pretraining')
+    again = ['--pretraining.objective.target.normalize=false']
+    assert downstream.main([*flags, *again]) == 2
+    assert 'weights of the init are not those' in capfd.readouterr().err

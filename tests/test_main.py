@@ -247,6 +247,27 @@ def test_an_evaluation_that_fails_costs_nothing(run, monkeypatch):
     assert steps == [1, 2, 3, 4] and list(Path('work/pictures').glob('*_000004.png'))
 
 
+def test_a_last_evaluation_that_is_missing_is_made_up_for(run, monkeypatch):
+    from mim_jax.evaluators import KNN
+
+    real, calls = KNN.run, []
+
+    def fails_once(self, *arguments, **options):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise FloatingPointError('no neighbours')
+        yield from real(self, *arguments, **options)
+
+    monkeypatch.setattr(KNN, 'run', fails_once)
+    assert run()[0] == 0
+    steps = [line['step'] for line in read_metrics('work') if 'eval/knn/top1' in line]
+    assert steps == [0]
+    assert run()[0] == 0 and run()[0] == 0
+    steps = [line['step'] for line in read_metrics('work') if 'eval/knn/top1' in line]
+    assert steps == [0, 2] and len(calls) == 3
+    assert [line['step'] for line in read_metrics('work') if 'train/loss' in line] == [1, 2]
+
+
 def test_an_evaluation_that_cannot_work_is_told_at_the_start(run):
     status, error = run('--config.eval.evaluators=("fewshot",)')
     assert status == 2 and 'shots' in error

@@ -79,10 +79,9 @@ def test_weights_may_have_moved_but_not_come_later(tmp_path):
 def test_what_a_run_goes_on_with_is_recorded(tmp_path):
     work_directory.claim(tmp_path, Experiment())
     assert not (tmp_path / work_directory.CHANGES_FILE).exists()
-    (tmp_path / 'checkpoints' / '7').mkdir(parents=True)
     later = Experiment(checkpoint=CheckpointConfig(keep=5))
-    work_directory.claim(tmp_path, later)
-    work_directory.claim(tmp_path, later)
+    work_directory.claim(tmp_path, later, after_step=7)
+    work_directory.claim(tmp_path, later, after_step=8)
     (line,) = (tmp_path / work_directory.CHANGES_FILE).read_text().splitlines()
     assert json.loads(line) == {'after_step': 7, 'changed': ['checkpoint.keep: 2 -> 5']}
     assert runs.read_config(tmp_path) == later
@@ -106,3 +105,12 @@ def test_a_work_directory_is_for_one_run_at_a_time(tmp_path):
             pass
     with work_directory.locked(workdir):
         pass
+
+
+def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog):
+    def fails(*_):
+        raise OSError(38, 'Function not implemented')
+
+    monkeypatch.setattr(work_directory.fcntl, 'flock', fails)
+    with work_directory.locked(tmp_path / 'run'):
+        assert 'cannot be locked here (Function not implemented)' in caplog.text

@@ -95,14 +95,11 @@ class ImageFolder:
         self.root = _split_folder(path, split)
         training = os.path.join(path, 'train')
         classes = class_names(training if os.path.isdir(training) else self.root)
-        names, labels = [], []
+        names, labels, empty = [], [], []
         for name in class_names(self.root):
             found = _images_below(self.root, name)
             if not found and self.root == training:
-                raise UserError(
-                    f'config.data.source.path: the class folder {os.path.join(self.root, name)} '
-                    f'has no images: put some in, or remove it'
-                )
+                empty.append(os.path.join(self.root, name))
             if found and name not in classes:
                 raise UserError(
                     f'config.data.source.path: the class folder {os.path.join(self.root, name)} '
@@ -110,6 +107,11 @@ class ImageFolder:
                 )
             names += found
             labels += [classes.index(name)] * len(found) if found else []
+        if names and empty:
+            raise UserError(
+                f'config.data.source.path: the class folder {empty[0]} has no images: put some in, '
+                f'or remove it'
+            )
         loose = sorted(n for n in os.listdir(self.root) if _is_image(n))
         if names and loose:
             raise UserError(

@@ -43,6 +43,7 @@ class DevicePrefetch:
         self._batches = batches
         self._put = put
         self._check = check or (lambda: None)
+        self._others = set(multiprocessing.active_children())
         # The thread holds one finished batch while the queue is full.
         self._queue = queue.Queue(maxsize=max(1, size - 1))
         self._stop = threading.Event()
@@ -75,7 +76,7 @@ class DevicePrefetch:
         self._thread.join(LAST_PATIENCE)
         self._ended = self._ended or StopIteration()
         if self._thread.is_alive():
-            for worker in multiprocessing.active_children():
+            for worker in {*multiprocessing.active_children()} - self._others:
                 worker.kill()  # one that hangs would not end by itself, and be waited for at exit
         elif hasattr(self._batches, 'close'):
             self._batches.close()

@@ -148,12 +148,13 @@ def _builder(name, data_dir):
     try:
         builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
         prepared = bool(builder.info.splits)
-    except (tfds.core.DatasetNotFoundError, ImportError, AssertionError) as error:
+    except (tfds.core.DatasetNotFoundError, ImportError, AssertionError, ValueError) as error:
         _refuse_inner_folder(name, data_dir)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f'{field}: {name} is not prepared in {where} and unknown to TensorFlow Datasets '
-            f'({reason}): prepare it on a machine with TensorFlow by `{command}`'
+            f'({reason}): write NAME, NAME/CONFIG or NAME:1.2.3, and prepare it on a machine with '
+            f'TensorFlow by `{command}`'
         ) from error
     if not prepared:
         _refuse_inner_folder(name, data_dir)

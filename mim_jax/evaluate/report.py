@@ -29,20 +29,25 @@ class Results:
 
     @classmethod
     def read(cls, folder: Path, *, of: str) -> 'Results':
-        """What is in a folder already; nothing where it is of something else.
+        """What is in a folder already.
 
-        Raises UserError where the file there is none of these.
+        Raises UserError where the file there is none of these, or of something else.
         """
         path = folder / RESULTS
         if not path.exists():
             return cls(of, {})
         try:
             found = json.loads(path.read_text(encoding='utf-8'))
-            return cls(of, found['evaluators'] if found['of'] == of else {})
+            before, evaluators = found['of'], dict(found['evaluators'])
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f'{path} is no file of mim_jax.evaluate: remove it, or give another --out.'
             ) from error
+        # A work directory may move, with the folder in it.
+        inside = Path(of).resolve() in folder.resolve().parents
+        if Path(before).resolve() != Path(of).resolve() and not inside:
+            raise UserError(f'{path} is of {before}, not of {of}: give another --out.')
+        return cls(of, evaluators)
 
     def updated(
         self, settings: Mapping[str, Any], step: int, values: Mapping[str, float]

@@ -16,8 +16,10 @@ from mim_jax.errors import UserError
 from mim_jax.evaluation import Evaluation
 from mim_jax.experiment import Experiment
 from mim_jax.objectives.base import Objective, Variables
+from mim_jax.optimizers import OptimizerConfig
 from mim_jax.program import Program
 from mim_jax.sharding import MeshConfig
+from mim_jax.warm_start import InitConfig
 from mim_jax.weights import encoders
 
 Assignments = list[tuple[str, str]]
@@ -50,7 +52,10 @@ class Subject:
     def settings(self) -> dict[str, Any]:
         """Under which an evaluator's figures were made: its section, and the data."""
         run = self.program.run
-        shared = {'data': _plain(run.data), 'use_ema': run.eval.use_ema}
+        data = _plain(run.data)
+        for name in ('workers', 'threads', 'prefetch', 'max_corrupt_share'):
+            data.pop(name)  # of no matter for the figures
+        shared = {'data': data, 'use_ema': run.eval.use_ema}
         sections = {name: _plain(getattr(run.eval, name)) for name in run.eval.evaluators}
         return {name: {**shared, 'section': section} for name, section in sections.items()}
 
@@ -123,6 +128,8 @@ def of_weights(path: str, config: str, assignments: Assignments) -> Subject:
         data=dataclasses.replace(run.data, **seen),
         model=found.model,
         objective=Encoder(),
+        init=InitConfig(),
+        optimizer=OptimizerConfig(),
         train=experiment.TrainConfig(total_steps=1),
     )
     params = jax.tree.map(np.asarray, found.params)

@@ -11,6 +11,7 @@ import optax
 
 from mim_jax.errors import UserError
 from mim_jax.evaluators.base import Test
+from mim_jax.evaluators.features import ranks_of
 from mim_jax.evaluators.judged import Judged
 
 
@@ -49,9 +50,9 @@ class Accuracy:
             valid: jax.Array,
         ) -> dict[str, jax.Array]:
             logits = objective.logits(variables, images.astype('float32') / 255)
-            ranks = _ranks(logits, labels)
+            places = ranks_of(logits, labels)
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            found = {'top1': ranks < 1, 'top5': ranks < 5, 'loss': losses, 'count': valid}
+            found = {'top1': places < 1, 'top5': places < 5, 'loss': losses, 'count': valid}
             found = {k: jnp.where(valid, v, 0).sum(dtype=sums[k].dtype) for k, v in found.items()}
             place = labels, logits.argmax(axis=-1)
             found['confusion'] = jnp.zeros((count, count), 'int32').at[place].add(valid)
@@ -75,12 +76,3 @@ class Accuracy:
             yield 'top5', float(sums['top5'] / sums['count'])
         yield 'loss', float(sums['loss'] / sums['count'])
         yield 'confusion', sums['confusion'].astype(np.int64)
-
-
-def _ranks(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """How many classes come before the right one, int32 [B]."""
-    own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
-    classes = jnp.arange(logits.shape[-1])
-    before = (logits > own) | ((logits == own) & (classes < labels[:, None]))
-    ahead = before.sum(axis=-1)
-    return jnp.where(jnp.isfinite(logits).all(axis=-1), ahead, logits.shape[-1])

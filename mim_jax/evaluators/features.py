@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mim_jax.errors import UserError
@@ -78,6 +79,8 @@ class Features:
         """The images of all processes, on every process, in the order of their numbers: the same
         for any number of processes. A collective.
         """
+        if jax.process_count() == 1 and (np.diff(self.numbers) > 0).all():
+            return self  # what is large is not copied
         numbers = gather(self.numbers)
         order = np.argsort(numbers)
         labels = None if self.labels is None else gather(self.labels)[order]
@@ -145,6 +148,17 @@ def pooled(parts: Mapping[Part, Features], wanted: tuple[Recipe, ...]) -> Featur
 def unit(rows: np.ndarray) -> np.ndarray:
     """Rows [n,D] divided by their norms; zeros stay."""
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
+def ranks_of(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """How many classes come before the right one, int32 [B], by logits [B,C] and labels [B].
+
+    Of equal scores that of the lower class comes first; where a score is not finite, none is right.
+    """
+    own = jnp.take_along_axis(logits, labels[:, None], axis=1)
+    lower = jnp.arange(logits.shape[1]) < labels[:, None]
+    ahead = ((logits > own) | ((logits == own) & lower)).sum(axis=1)
+    return jnp.where(jnp.isfinite(logits).all(axis=1), ahead, logits.shape[1])
 
 
 def check_fields(evaluator: Any) -> None:

@@ -36,6 +36,7 @@ from mim_jax.evaluators.features import (
     check_finite,
     check_labels,
     gather,
+    ranks_of,
     recipe,
 )
 
@@ -293,10 +294,6 @@ def ranks(models: dict[str, jax.Array], rows: np.ndarray, labels: np.ndarray) ->
 def _ranks(models, x, labels):
     def one(model):
         logits = jnp.matmul(x, model['kernel'], precision='highest') + model['bias']
-        true = jnp.take_along_axis(logits, labels[:, None], axis=1)
-        lower = jnp.arange(logits.shape[1]) < labels[:, None]
-        ahead = ((logits > true) | ((logits == true) & lower)).sum(axis=1)
-        finite = jnp.isfinite(logits).all(axis=1)
-        return jnp.where(finite, ahead, logits.shape[1])
+        return ranks_of(logits, labels)
 
     return jax.vmap(one)(models)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -133,6 +134,13 @@ def test_a_folder_of_something_else_is_not_overwritten(workdir, tmp_path, capsys
     assert evaluate(f'--workdir={workdir}', f'--out={tmp_path}') == 2
     assert 'is no file of mim_jax.evaluate' in capsys.readouterr().err
     assert (tmp_path / 'results.json').read_text() == '{"mine": 1}'
+
+
+def test_results_of_another_run_are_not_overwritten(workdir, tmp_path, capsys):
+    (tmp_path / 'results.json').write_text('{"of": "runs/other", "evaluators": {}}')
+    assert evaluate(f'--workdir={workdir}', f'--out={tmp_path}') == 2
+    assert 'is of runs/other, not of' in capsys.readouterr().err
+    assert report.Results.read(tmp_path, of=str(Path('runs/other').resolve())).evaluators == {}
 
 
 def test_a_work_directory_without_a_checkpoint(workdir, tmp_path, capsys):

@@ -11,7 +11,7 @@ from mim_jax import data, experiment
 from mim_jax.errors import UserError
 from mim_jax.evaluation import Evaluation
 from mim_jax.evaluators import Accuracy
-from mim_jax.evaluators.accuracy import _ranks
+from mim_jax.evaluators.features import ranks_of
 from mim_jax.program import Program
 
 
@@ -63,7 +63,7 @@ def test_figures_are_those_of_scikit_learn_on_any_mesh_and_batch(make, devices, 
 def test_ranks_of_ties_and_of_what_is_not_finite():
     logits = np.array([[1, 3, 3, 0], [1, 3, 3, 0], [2, 1, 0, -1], [np.nan, 1, 2, 3]], np.float32)
     labels = np.array([1, 2, 3, 3])
-    assert _ranks(logits, labels).tolist() == [0, 1, 3, 4]
+    assert ranks_of(logits, labels).tolist() == [0, 1, 3, 4]
 
 
 def test_the_average_is_judged_where_it_is_asked_for(make):
