@@ -178,6 +178,7 @@ def test_features_are_the_same_on_any_mesh_and_batch(class_token_run, batch_size
         np.testing.assert_array_equal(both, np.concatenate([token, mean], axis=1))
 
 
+@pytest.mark.slow
 def test_figures_are_the_same_on_any_mesh_and_batch(class_token_run):
     evaluators = {
         'knn': KNN(k=(3, 10), pool='both'),

@@ -92,6 +92,7 @@ def features(program, params, images):
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('average', [None, True, False])
 def test_features_are_those_of_the_run_it_starts_from(folder, average):
     init = InitConfig(weights=str(folder / 'pre'), average=average)

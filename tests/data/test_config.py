@@ -8,7 +8,7 @@ from mim_jax.data import Colors, Crop, DataConfig, View
 @pytest.mark.parametrize(
     'options, message',
     [
-        (dict(image_size=(224,)), 'must be .height, width.'),
+        (dict(image_size=(224, 224, 3)), 'must be .height, width.'),
         (dict(channels=2), 'channels is 2, must be 3 .colour. or 1 .grey.'),
         (dict(channels=1), 'mean has 3 numbers, channels is 1: give one per channel'),
         (dict(std=(1.0, 0.0, 1.0)), 'above 0'),

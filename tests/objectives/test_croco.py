@@ -108,6 +108,7 @@ def test_the_loss(drop_path):
     np.testing.assert_allclose(found, np.mean(losses), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_morphed_on_group_means_of_the_first_images_patches():
     changes = {'schedule': 'constant', 'num_merged': 4, 'num_steps': 2}
     objective, variables = prepare(**{f'objective__morphing__{k}': v for k, v in changes.items()})
@@ -141,10 +142,11 @@ def test_a_prediction_knows_the_second_image_and_of_the_first_what_is_visible():
 def test_pictures_show_the_second_view():
     objective, variables = prepare()
     sheets = jax.jit(objective.pictures)(variables, BATCH, jax.random.key(3), 0)
-    hidden, second, shown, composite = sheets['reconstruction']
+    hidden, second, predicted, shown, composite = sheets['reconstruction']
     assert isinstance(hidden, panels.Mask) and second.title == 'second view'
     np.testing.assert_array_equal(second.values, SECOND)
-    assert shown.values.shape == FIRST.shape and composite.mask is not None
+    assert predicted.values.shape == shown.values.shape == FIRST.shape
+    assert composite.mask is not None
 
 
 def test_the_views_of_image_pairs_from_a_folder(tmp_path):

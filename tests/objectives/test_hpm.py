@@ -147,6 +147,7 @@ def test_the_loss(variables, learning):
     assert metrics['hardest'] == 3 and state == {}
 
 
+@pytest.mark.slow
 def test_morphed_the_loss_of_a_patch_is_that_of_its_group(variables):
     def change(config):
         config.objective.morphing.update(schedule='constant', num_merged=8, num_steps=2)

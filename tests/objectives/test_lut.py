@@ -141,6 +141,7 @@ def test_the_loss(prepared):
     assert state == {}
 
 
+@pytest.mark.slow
 def test_the_reconstruction_is_morphed_and_the_alignment_is_not(prepared):
     objective, variables = prepared
     changes = {'schedule': 'constant', 'num_merged': 8, 'num_steps': 2}

@@ -159,6 +159,7 @@ def test_the_loss(changes):
     np.testing.assert_allclose(loss_of(objective, variables), total, rtol=2e-5)
 
 
+@pytest.mark.slow
 def test_morphed_the_visible_patches_are_matched_on_group_means():
     changes = {'schedule': 'constant', 'num_merged': 2, 'num_steps': 1}
     objective = prepare(**{f'objective__morphing__{k}': v for k, v in changes.items()})

@@ -99,6 +99,7 @@ def test_running_averages_judge(make):
     np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_attentive_pooling_sees_class_and_patch_tokens(make):
     program, source = make(pooling='attentive')
     first, state, _, (batch, _) = trained(program, source)

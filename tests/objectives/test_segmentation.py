@@ -107,6 +107,7 @@ def test_evaluation_uses_running_averages_and_training_moves_them(tiny_config):
     np.testing.assert_allclose(alone, after[:1], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('mean_over', ['labelled', 'all'])
 def test_microbatches_add_up_to_the_batch(tiny_config, mean_over):
     """Though one of them has more labelled pixels than the other."""

@@ -34,6 +34,7 @@ def test_hog(tiny_config):
     assert np.isfinite(loss)
 
 
+@pytest.mark.slow
 def test_average_of_the_student_on_whole_images(tiny_config):
     config = tiny_config('mae', ema={'decay': 0.9})
     run = make(config, ('objective.target.name', 'ema'), ('objective.target.layer', '1'))
