@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from mim_jax import experiment, fingerprints, trainer
+from mim_jax import experiment, fingerprints, trainer, work_directory
 from mim_jax.errors import UserError
 from mim_jax.weights import native
 
@@ -56,8 +56,9 @@ def test_a_teacher_that_changed_is_refused_at_resume(tiny_config, teacher_file, 
         config.objective.target.weights = str(path)
         config.eval.evaluators = ()
         config.mesh.data = 1
-        found = trainer.Trainer(experiment.from_config(config), workdir)
-        workdir.mkdir(exist_ok=True)
+        made = experiment.from_config(config)
+        found = trainer.Trainer(made, workdir)
+        work_directory.claim(workdir, made)
         return found
 
     run().train()
