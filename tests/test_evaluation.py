@@ -278,6 +278,7 @@ def test_augmented_views_are_functions_of_image_and_view(class_token_run):
     assert len({*views[:, 0, 0].tolist()}) == 10
 
 
+@pytest.mark.slow
 def test_tokens_are_kept_only_where_they_are_asked_for(class_token_run, monkeypatch):
     kept = []
     real = encoding.collect

@@ -110,6 +110,7 @@ def test_tokens_and_tables_are_decayed_by_name(tiny_config):
         experiment.from_config(settings)
 
 
+@pytest.mark.slow
 def test_the_step_decays_them(tiny_config):
     """Without a gradient AdamW moves what is decayed, and that alone, by the rate times the decay
     times itself: each block of a stacked table as well.

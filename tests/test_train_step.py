@@ -78,6 +78,7 @@ def test_state_is_born_sharded_and_donated(tiny_config):
     assert kernel.is_deleted()
 
 
+@pytest.mark.slow
 def test_teacher_stays_as_it_was(tiny_config):
     program = make_program(tiny_config('dtm'))
     before = jax.device_get(fresh(program).variables['teacher'])

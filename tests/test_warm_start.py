@@ -207,6 +207,7 @@ def test_every_method_may_start_so(tiny_config, tmp_path, method):
         jax.tree.map(np.testing.assert_array_equal, found, params)
 
 
+@pytest.mark.slow
 def test_the_command_says_what_it_took_and_resumes_without_it(folder, tmp_path, capfd):
     shutil.copytree(folder / 'pre', tmp_path / 'source')
     init = f'--config.init.weights={tmp_path / "source"}'

@@ -163,6 +163,7 @@ def test_one_compilation_serves_every_number():
 INPUTS = Inputs((16, 20), 3, (0.5,) * 3, (0.25,) * 3)
 
 
+@pytest.mark.slow
 def test_a_draw_merges_as_many_tokens_as_it_says_and_gives_the_teachers_output():
     """The target of a pair is what the teacher returns, the prediction is morphed alike."""
     prediction = np.random.default_rng(2).standard_normal((3, 20, 24)).astype(np.float32)

@@ -53,6 +53,7 @@ def beitv2():
     return make
 
 
+@pytest.mark.slow
 def test_vqkd_restores_the_teacher_from_codes_and_commits_to_them(vqkd):
     objective, variables = vqkd
     batch, key = batch_of(IMAGES), jax.random.key(4)
@@ -125,6 +126,7 @@ def test_the_gradient_passes_the_quantiser_straight(vqkd):
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('schedule', ['none', 'constant'])
 def test_beitv2_predicts_codes_of_hidden_patches_twice(beitv2, schedule):
     objective, variables = beitv2(schedule=schedule, num_merged=8, num_steps=2)
