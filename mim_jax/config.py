@@ -6,11 +6,9 @@ makes the dataclass from it, with a `UserError` of one sentence for every unknow
 A field declared by `choice` holds one of several dataclasses, picked by the key `name`.
 """
 
-import ast
 import dataclasses
 import difflib
 import importlib.util
-import math
 import sys
 import types
 import typing
@@ -20,6 +18,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
+from mim_jax import kinds
 from mim_jax.errors import UserError
 
 UNITS = ('steps', 'examples', 'epochs', 'percent')
@@ -44,7 +43,7 @@ def context() -> Any:
 def written(instance: Any) -> ConfigDict:
     """The config section that `build` would make the dataclass `instance` from."""
     section = ConfigDict()
-    for field, kind in _fields(type(instance)):
+    for field, kind in fields(type(instance)):
         value = getattr(instance, field.name)
         options = field.metadata.get('options')
         if options:
@@ -53,7 +52,7 @@ def written(instance: Any) -> ConfigDict:
             section[field.name] = written(value)
         elif value is None:
             # A typed hole: a config file can assign the field later, with a type check.
-            simple = next(_bare(k) for k in typing.get_args(kind) if k is not types.NoneType)
+            simple = next(kinds.bare(k) for k in typing.get_args(kind) if k is not types.NoneType)
             section[field.name] = config_dict.placeholder(typing.get_origin(simple) or simple)
         else:
             section[field.name] = value
@@ -78,13 +77,13 @@ def build(cls: type, section: Mapping, *, path: str) -> Any:
     """Makes `cls` from its config section; `path` is where the section stands in the config, for
     error messages.
     """
-    kinds = {field.name: (field, kind) for field, kind in _fields(cls)}
+    known = {field.name: (field, kind) for field, kind in fields(cls)}
     for key in section:
-        if key not in kinds:
-            raise UserError(unknown(_join(path, key), key, kinds))
+        if key not in known:
+            raise UserError(unknown(_join(path, key), key, known))
     values = {}
     for key, value in section.items():
-        field, kind = kinds[key]
+        field, kind = known[key]
         where = _join(path, key)
         options = field.metadata.get('options')
         if options:
@@ -92,7 +91,7 @@ def build(cls: type, section: Mapping, *, path: str) -> Any:
         elif dataclasses.is_dataclass(kind):
             values[key] = build(kind, value, path=where)
         else:
-            values[key] = _checked(value, kind, where)
+            values[key] = kinds.checked(value, kind, where)
     try:
         return cls(**values)
     except ValueError as error:
@@ -201,7 +200,7 @@ def override(config: ConfigDict, cls: type, assignments: list[tuple[str, str]]) 
             raise UserError(
                 f'config.{path} is a section: set one of its fields, {_listed(section[key])}.'
             )
-        value = _parsed(text, kind, path)
+        value = kinds.parsed(text, kind, path)
         stem, _, unit = key.rpartition('_')
         if unit in UNITS and value is not None:
             for other in UNITS:
@@ -229,7 +228,8 @@ def differences(old: Mapping, new: Mapping, prefix: str = '') -> list[str]:
     return lines
 
 
-def _fields(cls: type) -> list[tuple[dataclasses.Field, Any]]:
+def fields(cls: type) -> list[tuple[dataclasses.Field, Any]]:
+    """The fields of a config section with their kinds, ranges included."""
     hints = typing.get_type_hints(cls, include_extras=True)
     # Linen modules are dataclasses too: their own bookkeeping fields are not configuration.
     return [
@@ -240,21 +240,21 @@ def _fields(cls: type) -> list[tuple[dataclasses.Field, Any]]:
 
 
 def _find(cls: type, key: str, path: str) -> tuple[dataclasses.Field, Any]:
-    for field, kind in _fields(cls):
+    for field, kind in fields(cls):
         if field.name == key:
             return field, kind
-    for field, kind in _fields(cls):
+    for field, kind in fields(cls):
         # A field that has moved into a section: an older command line, or a word left out.
-        kinds = field.metadata.get('options', {'': kind})
-        for name, inner in kinds.items():
-            if dataclasses.is_dataclass(inner) and key in {f.name for f, _ in _fields(inner)}:
+        options = field.metadata.get('options', {'': kind})
+        for name, inner in options.items():
+            if dataclasses.is_dataclass(inner) and key in {f.name for f, _ in fields(inner)}:
                 of = f' (of {field.name}.name={name})' if name else ''
                 stem = path.removesuffix(key)
                 raise UserError(
                     f'config.{path}: there is no such key; did you mean '
                     f'{stem}{field.name}.{key}{of}?'
                 )
-    raise UserError(unknown(path, key, [field.name for field, _ in _fields(cls)]))
+    raise UserError(unknown(path, key, [field.name for field, _ in fields(cls)]))
 
 
 # Names that other code bases have for what is called otherwise here.
@@ -298,120 +298,3 @@ def _build_option(options: Mapping[str, type], section: Mapping, where: str) -> 
     if name not in options:
         raise UserError(unknown(f'{where}.name = {name!r}', str(name), options, 'option'))
     return build(options[name], {k: v for k, v in section.items() if k != 'name'}, path=where)
-
-
-def _alternatives(kind: Any) -> tuple:
-    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
-        return typing.get_args(kind)
-    return (kind,)
-
-
-def fields(cls: type) -> list[tuple[dataclasses.Field, Any]]:
-    """The fields of a config section with their kinds, ranges included."""
-    return _fields(cls)
-
-
-def described(kind: Any) -> str:
-    """A field's kind in words, its range included."""
-    texts = [_described(kind)]
-    inner = [k for a in _alternatives(kind) for k in (a, *typing.get_args(a))]
-    for alternative in inner:
-        if typing.get_origin(alternative) is typing.Annotated:
-            texts.append(str(typing.get_args(alternative)[1].usual))
-    return ', '.join(dict.fromkeys(texts))
-
-
-def _bare(kind: Any) -> Any:
-    """A kind without its range."""
-    return typing.get_args(kind)[0] if typing.get_origin(kind) is typing.Annotated else kind
-
-
-def _described(kind: Any) -> str:
-    names = []
-    for alternative in map(_bare, _alternatives(kind)):
-        if alternative is types.NoneType:
-            names.append('none')
-        elif typing.get_origin(alternative) is tuple:
-            names.append(f'a tuple of {_bare(typing.get_args(alternative)[0]).__name__}')
-        elif typing.get_origin(alternative) is typing.Literal:
-            names.append('one of ' + ', '.join(map(repr, typing.get_args(alternative))))
-        else:
-            names.append(getattr(alternative, '__name__', str(alternative)))
-    return ' or '.join(names)
-
-
-_FAILED = object()
-
-
-class _OutOfRange(ValueError):
-    """The right kind of value, but none that the field may have."""
-
-
-def _converted(value: Any, kind: Any) -> Any:
-    """`value` as exactly `kind`, or _FAILED. Raises _OutOfRange."""
-    if typing.get_origin(kind) is typing.Annotated:
-        kind, allowed = typing.get_args(kind)
-        result = _converted(value, kind)
-        if result is not _FAILED and result not in allowed:
-            raise _OutOfRange(f'must be {allowed}')
-        return result
-    if kind is Any:
-        return value
-    if kind is types.NoneType:
-        return None if value is None else _FAILED
-    if typing.get_origin(kind) is typing.Literal:
-        return value if value in typing.get_args(kind) else _FAILED
-    if typing.get_origin(kind) is tuple:
-        kinds = typing.get_args(kind)
-        if isinstance(value, (int, float)) and kinds[-1] is Ellipsis:
-            value = (value,)  # a field of several numbers says what a single one means
-        if not isinstance(value, (tuple, list)):
-            return _FAILED
-        if kinds[-1] is Ellipsis:
-            kinds = (kinds[0],) * len(value)
-        if len(kinds) != len(value):
-            return _FAILED
-        items = tuple(_converted(v, k) for v, k in zip(value, kinds, strict=True))
-        return _FAILED if any(item is _FAILED for item in items) else items
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value) if abs(value) < 1e300 else _FAILED
-    if isinstance(value, float) and not math.isfinite(value):
-        raise _OutOfRange('must be a finite number')
-    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
-        return value
-    return _FAILED
-
-
-def _checked(value: Any, kind: Any, where: str) -> Any:
-    try:
-        for alternative in _alternatives(kind):
-            result = _converted(value, alternative)
-            if result is not _FAILED:
-                return result
-    except _OutOfRange as error:
-        raise UserError(f'config.{where} = {value!r}: {error}.') from None
-    raise UserError(
-        f'config.{where} = {value!r}: expected {_described(kind)}, got {type(value).__name__}.'
-    )
-
-
-def _parsed(text: str, kind: Any, path: str) -> Any:
-    """The text of a command-line value, read as `kind`."""
-    alternatives = _alternatives(kind)
-    if text.lower() == 'none' and types.NoneType in alternatives:
-        return None
-    if text.lower() in ('true', 'false') and bool in alternatives:
-        return text.lower() == 'true'
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        value = text
-    try:
-        for candidate in (value, text):
-            for alternative in alternatives:
-                result = _converted(candidate, alternative)
-                if result is not _FAILED:
-                    return result
-    except _OutOfRange as error:
-        raise UserError(f'config.{path}={text}: {error}.') from None
-    raise UserError(f'config.{path}={text}: expected {_described(kind)}.')

@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 from typing import Any
 
-from mim_jax import config
+from mim_jax import config, kinds
 from mim_jax.errors import UserError
 
 
@@ -60,7 +60,7 @@ def _fields(cls: type) -> list[tuple[str, str]]:
         elif dataclasses.is_dataclass(kind):
             rows.append((field.name, 'section'))
         else:
-            rows.append((field.name, f'{config.described(kind)}; default {_default(field)}'))
+            rows.append((field.name, f'{kinds.described(kind)}; default {_default(field)}'))
     return rows
 
 

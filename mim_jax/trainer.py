@@ -112,6 +112,14 @@ class Trainer:
                 f'{self.workdir}: the checkpoint of step {step} is damaged ({wrong}); it is kept '
                 f'as checkpoints/{step}.damaged, and an older one is used.'
             )
+        try:
+            self._run(first, stop)
+        finally:
+            self.checkpoints.close()
+            self.logger.close()
+
+    def _run(self, first: int, stop: Stop) -> None:
+        """All that is left to do after `first` steps."""
         if self.finished:
             self.logger.message(f'{self.workdir}: all {self.total} steps are done already.')
             return
@@ -121,8 +129,6 @@ class Trainer:
         if first >= self.total:  # the run ended in its last evaluation
             self._look()
             self.logger.message(self._last_words())
-            self.checkpoints.close()
-            self.logger.close()
             return
         step_fn = self._compile()
         if first == 0:
@@ -133,15 +139,13 @@ class Trainer:
         try:
             stopped = self._steps(step_fn, stop)
             self.checkpoints.wait()  # what is said to be saved is on the disk
-            if stopped:
-                words = f'step {self.done} is saved; the same command resumes from there.'
-                self.logger.message(f'{stopped}: {words}')
-            else:
-                self.logger.message(self._last_words())
         finally:
             self.feed.close()
-            self.checkpoints.close()
-            self.logger.close()
+        if stopped:
+            words = f'step {self.done} is saved; the same command resumes from there.'
+            self.logger.message(f'{stopped}: {words}')
+        else:
+            self.logger.message(self._last_words())
 
     def _steps(self, step_fn: Callable, stop: Stop) -> str | None:
         """All steps that remain, or those until a signal, whose name is returned."""

@@ -33,9 +33,6 @@ from mim_jax.evaluators.base import Test
 from mim_jax.evaluators.features import (
     Features,
     check_fields,
-    check_finite,
-    check_labels,
-    gather,
 )
 from mim_jax.models.pooling import AttentivePool
 
@@ -87,12 +84,7 @@ class Attentive:
         train, test: with tokens [n,S,D] as rows. Raises UserError as the linear probe, and where
         the heads do not divide the width.
         """
-        for features, split in (train, 'training'), (test, 'test'):
-            check_labels(features, num_classes=num_classes, evaluator='attentive', split=split)
-            check_finite(features, evaluator='attentive', split=split)
-        train = train.gathered()
-        if len(train.rows) < 2:
-            raise UserError('The attentive evaluator needs two training images or more, not 1.')
+        train = linear.checked(train, test, num_classes=num_classes, evaluator='attentive')
         pool = self._pool(train.rows)
         held, trained = linear.hold_out(len(train.rows), holdout=self.holdout, seed=self.seed)
         # One device, whatever mesh the trainer has set.
@@ -118,10 +110,7 @@ class Attentive:
             best = int(correct.argmax())  # the first of equally good ones
             probe = jax.tree.map(lambda x: x[best : best + 1], probes)
             mine = ranks(pool, probe, statistics[best : best + 1], test.rows, test.labels)[0]
-        found = gather(mine)
-        yield 'top1', float(np.mean(found < 1))
-        if num_classes > 5:
-            yield 'top5', float(np.mean(found < 5))
+        yield from linear.accuracies(mine, num_classes=num_classes)
         yield 'holdout_top1', float(correct[best])
         yield 'learning_rate', self.learning_rates[best]
 

@@ -103,12 +103,7 @@ class Linear:
         Raises UserError for fewer than two training images, an empty split, labels outside
         0..num_classes-1 or features that are not finite.
         """
-        for features, split in (train, 'training'), (test, 'test'):
-            check_labels(features, num_classes=num_classes, evaluator='linear', split=split)
-            check_finite(features, evaluator='linear', split=split)
-        train = train.gathered()
-        if len(train.rows) < 2:
-            raise UserError('The linear evaluator needs two training images or more, not 1.')
+        train = checked(train, test, num_classes=num_classes, evaluator='linear')
         held, trained = self._split(train)
         best = None
         # One device, whatever mesh the trainer has set.
@@ -133,10 +128,7 @@ class Linear:
                     best = correct[rate], number, rate, model, mean, scale
             accuracy, number, rate, model, mean, scale = best
             mine = ranks(model, (_rows(test, number) - mean) * scale, test.labels)[0]
-        found = gather(mine)
-        yield 'top1', float(np.mean(found < 1))
-        if num_classes > 5:
-            yield 'top5', float(np.mean(found < 5))
+        yield from accuracies(mine, num_classes=num_classes)
         yield 'holdout_top1', float(accuracy)
         yield 'learning_rate', self.learning_rates[rate]
         if len(self.pools) > 1:
@@ -148,6 +140,31 @@ class Linear:
         """The held-out images and those that are trained on; at least one of each."""
         held, trained = hold_out(len(train.rows), holdout=self.holdout, seed=self.seed)
         return train.select(held), train.select(trained)
+
+
+def checked(train: Features, test: Features, *, num_classes: int, evaluator: str) -> Features:
+    """The training images of all processes. A collective.
+
+    Raises UserError for fewer than two of them, an empty split, labels outside 0..num_classes-1 or
+    features that are not finite.
+    """
+    for features, split in (train, 'training'), (test, 'test'):
+        check_labels(features, num_classes=num_classes, evaluator=evaluator, split=split)
+        check_finite(features, evaluator=evaluator, split=split)
+    train = train.gathered()
+    if len(train.rows) < 2:
+        raise UserError(f'The {evaluator} evaluator needs two training images or more, not 1.')
+    return train
+
+
+def accuracies(mine: np.ndarray, *, num_classes: int) -> Iterator[tuple[str, float]]:
+    """('top1', …) and, with more than 5 classes, ('top5', …) by `ranks` of this process's test
+    images. A collective.
+    """
+    found = gather(mine)
+    yield 'top1', float(np.mean(found < 1))
+    if num_classes > 5:
+        yield 'top5', float(np.mean(found < 5))
 
 
 def check_training(evaluator: Any) -> None:
