@@ -69,16 +69,22 @@ class DevicePrefetch:
     def close(self):
         """Ends the thread, and the workers of `batches` if it has `close`.
 
-        A thread that is stuck in a read, or waits for a worker that hangs, is left behind, where it
-        does not keep the process alive; the workers are killed.
+        A worker that hangs, or a read that does not return, is not waited for: the workers are
+        killed, and a thread that is left behind does not keep the process alive.
         """
         self._stop.set()
-        self._thread.join(LAST_PATIENCE)
         self._ended = self._ended or StopIteration()
-        if self._thread.is_alive():
+        ending = threading.Thread(target=self._end, name='prefetch-end', daemon=True)
+        ending.start()
+        ending.join(LAST_PATIENCE)
+        if ending.is_alive():
             for worker in {*multiprocessing.active_children()} - self._others:
                 worker.kill()  # one that hangs would not end by itself, and be waited for at exit
-        elif hasattr(self._batches, 'close'):
+            ending.join(LAST_PATIENCE)
+
+    def _end(self):
+        self._thread.join()
+        if hasattr(self._batches, 'close'):
             self._batches.close()
 
     def _wait(self):
