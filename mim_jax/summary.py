@@ -23,6 +23,8 @@ def summary(trainer: Trainer, *, spec: str) -> str:
         ('workdir', f'{trainer.workdir} (config.json has every field)'),
         ('starts', _starts(trainer)),
     ]
+    if note := getattr(trainer.source, 'note', None):
+        rows.insert(3, ('', note))  # more of the data
     return '\n'.join(f'{name:<8} {text}' for name, text in rows)
 
 

@@ -28,7 +28,8 @@ class Source(Protocol):
     Either raises `mim_jax.data.decode.CorruptImage` for what cannot be read.
 
     It may have `fingerprint()`, a text that changes where items do, as far as that can be told
-    without reading them: a run that is resumed on other items is refused.
+    without reading them: a run that is resumed on other items is refused. And `note`, a line for
+    the start of a run on what became of the items, or None.
     """
 
     fields: tuple[Field, ...]

@@ -274,7 +274,10 @@ def group_keys(protected: bool) -> list[Key]:
         Key('one colour in an image: one group, bordered in white', tile),
         Key('plain photo: a patch that no other has joined'),
     ]
-    why = 'framed: the first token, which never joins a group (morphing.grouping.protect_first)'
+    why = (
+        'framed: the first token, which never joins a group (morphing.grouping.protect_first), as '
+        "in DTM's code, where a class token once stood there"
+    )
     return keys + [Key(why, framed)] * protected
 
 
