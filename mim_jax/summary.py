@@ -1,6 +1,7 @@
 """What a run is, in about ten lines: what a person sees before the first step."""
 
 import math
+import textwrap
 from typing import Any
 
 import jax
@@ -25,7 +26,19 @@ def summary(trainer: Trainer, *, spec: str) -> str:
     ]
     if note := getattr(trainer.source, 'note', None):
         rows.insert(3, ('', note))  # more of the data
-    return '\n'.join(f'{name:<8} {text}' for name, text in rows)
+    return '\n'.join(_row(name, text) for name, text in rows)
+
+
+def _row(name: str, text: str) -> str:
+    """One line, or several where it would be wider than a terminal's 80 columns."""
+    return textwrap.fill(
+        text,
+        79,
+        initial_indent=f'{name:<8} ',
+        subsequent_indent=' ' * 9,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _name(objective: Any) -> str:
