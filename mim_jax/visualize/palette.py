@@ -62,6 +62,18 @@ def distinct(count: int) -> np.ndarray:
     return np.float32(chosen[:count])
 
 
+def of_components(components: np.ndarray) -> np.ndarray:
+    """Three numbers in [0, 1] as a colour float32 [...,3], by how well everyone sees a difference:
+    the first is lightness, the second goes from blue to yellow, the third from green to red.
+    """
+    light, yellow, red = np.moveaxis(np.asarray(components, np.float64), -1, 0)
+    lab = np.stack([0.35 + 0.55 * light, 0.24 * (red - 0.5), 0.24 * (yellow - 0.5)], axis=-1)
+    linear = (lab @ np.linalg.inv(OKLAB).T) ** 3 @ np.linalg.inv(CONES).T
+    linear = np.clip(linear, 0, 1)
+    bright = 1.055 * linear ** (1 / 2.4) - 0.055
+    return np.where(linear <= 0.0031308, 12.92 * linear, bright).astype(np.float32)
+
+
 def _seen(colors):
     """OKLab [3,N,3] of sRGB colours [N,3], as seen by trichromats, deuteranopes and protanopes."""
     linear = np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)

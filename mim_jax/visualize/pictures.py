@@ -9,7 +9,7 @@ import numpy as np
 
 from mim_jax import panels
 from mim_jax.visualize.layout import Key, enlarge, panel_scale, sheet
-from mim_jax.visualize.palette import distinct
+from mim_jax.visualize.palette import distinct, of_components
 
 HIDDEN = (0.52, 0.53, 0.55)
 BORDER = (1.0, 1.0, 1.0)
@@ -108,9 +108,14 @@ def _tinted(images: np.ndarray, colors: np.ndarray) -> np.ndarray:
 
 
 def pca_colors(tokens: np.ndarray, *, like: np.ndarray | None = None) -> np.ndarray:
-    """Tokens [B,N,D] as colours float32 [B,N,3]: their first three principal components.
+    """Tokens [B,N,D] as colours float32 [B,N,3]: their `principal_components`."""
+    return of_components(principal_components(tokens, like=like))
 
-    The components are those of all tokens of `like` [...,D] together (None: of `tokens`), so that
+
+def principal_components(tokens: np.ndarray, *, like: np.ndarray | None = None) -> np.ndarray:
+    """The first three principal components [B,N,3] in [0, 1] of tokens [B,N,D].
+
+    They are those of all tokens of `like` [...,D] together (None: of `tokens`), so that
     equal colours mean alike tokens across the images too, and across calls with one `like`. Each is
     stretched to [0, 1] between its 1st and 99th percentile over `like`, and turned so that its
     largest loading is positive.
@@ -124,8 +129,8 @@ def pca_colors(tokens: np.ndarray, *, like: np.ndarray | None = None) -> np.ndar
     axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])
     low, high = np.percentile((like - centre) @ axes, (1, 99), axis=0)
     components = (tokens - centre) @ axes
-    colors = np.clip((components - low) / np.maximum(high - low, 1e-12), 0, 1)
-    return np.pad(colors, ((0, 0), (0, 0), (0, 3 - colors.shape[-1]))).astype(np.float32)
+    components = np.clip((components - low) / np.maximum(high - low, 1e-12), 0, 1)
+    return np.pad(components, ((0, 0), (0, 0), (0, 3 - components.shape[-1])))
 
 
 def resized(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -261,7 +266,7 @@ def _column(
 
 TOKENS_KEY = Key(
     'like colours: alike tokens, in all images of this sheet (their first three principal '
-    'components as red, green, blue)'
+    'components as lightness, blue to yellow, green to red)'
 )
 
 

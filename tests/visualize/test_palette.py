@@ -48,3 +48,15 @@ def test_more_colours_begin_with_the_same_ones():
     assert many.shape == (255, 3) and many.min() >= 0 and many.max() <= 1
     np.testing.assert_array_equal(many[:20], palette.distinct(20))
     assert len(np.unique(many, axis=0)) == 255
+
+
+@pytest.mark.parametrize('cone', MISSING)
+def test_what_differs_in_the_first_two_components_is_seen_by_everyone(cone):
+    """Of steps of a third of their ranges; 2.3 is what is just noticed."""
+    levels = np.linspace(0, 1, 4)
+    grid = np.stack(np.meshgrid(levels, levels, [0.5], indexing='ij'), axis=-1).reshape(-1, 3)
+    colors = palette.of_components(grid)
+    assert colors.shape == (16, 3) and colors.min() >= 0 and colors.max() <= 1
+    assert least_distance(colors, cone) > 2.3
+    lightness = seen_without(cone, colors.astype(float)).reshape(4, 4, 3) @ (0.299, 0.587, 0.114)
+    assert (np.diff(lightness, axis=0) > 0).all()

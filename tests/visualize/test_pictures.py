@@ -111,19 +111,21 @@ def test_many_groups_of_an_image_have_colours_of_their_own():
     assert len(np.unique(centres.round(5), axis=0)) == 72
 
 
-def test_pca_colors_tell_clusters_apart():
+def test_principal_components_tell_clusters_apart():
     generator = np.random.default_rng(0)
     centres = generator.normal(size=(3, 16)) * 5
     assigned = generator.integers(3, size=(4, 10))
     tokens = centres[assigned] + 0.01 * generator.normal(size=(4, 10, 16))
-    colors = pictures.pca_colors(tokens.astype(np.float32))
-    assert colors.shape == (4, 10, 3) and colors.min() >= 0 and colors.max() <= 1
-    means = [colors[assigned == c][:, :2].mean(axis=0) for c in range(3)]
+    found = pictures.principal_components(tokens.astype(np.float32))
+    assert found.shape == (4, 10, 3) and found.min() >= 0 and found.max() <= 1
+    means = [found[assigned == c][:, :2].mean(axis=0) for c in range(3)]
     for c in range(3):
-        spread = np.abs(colors[assigned == c][:, :2] - means[c]).max()
+        spread = np.abs(found[assigned == c][:, :2] - means[c]).max()
         others = min(np.abs(means[c] - means[d]).max() for d in range(3) if d != c)
         assert spread < 0.1 * others
-    np.testing.assert_array_equal(colors, pictures.pca_colors(tokens.astype(np.float32)))
+    colors = pictures.pca_colors(tokens)
+    assert colors.dtype == np.float32 and colors.min() >= 0 and colors.max() <= 1
+    np.testing.assert_array_equal(colors, pictures.pca_colors(tokens))
 
 
 def test_pca_colors_of_few_components_and_of_equal_tokens():
@@ -226,7 +228,7 @@ def test_heat_maps_rise_from_dark_to_light():
     assert np.ptp(grey[1]) == 0
 
 
-def test_colours_like_those_of_other_tokens():
+def test_components_like_those_of_other_tokens():
     from sklearn.decomposition import PCA
 
     rng = np.random.default_rng(0)
@@ -234,7 +236,7 @@ def test_colours_like_those_of_other_tokens():
     model = PCA(3).fit(every)
     components = model.transform(tokens.reshape(-1, 5))
     low, high = np.percentile(model.transform(every), (1, 99), axis=0)
-    colors = pictures.pca_colors(tokens, like=every).reshape(-1, 3)
+    colors = pictures.principal_components(tokens, like=every).reshape(-1, 3)
     for i in range(3):
         up = np.clip((components[:, i] - low[i]) / (high[i] - low[i]), 0, 1)
         best = min(np.abs(colors[:, i] - x).max() for x in (up, 1 - up))  # an axis has no sign
