@@ -236,8 +236,9 @@ def test_the_encoder_is_exported_and_read_again(alone, tmp_path):
 
 @pytest.mark.slow
 def test_parameters_travel_and_activations_stay(method):
-    """With parameters split over `fsdp`, chips send the same for a batch of any size, but for what
-    is a number or two of each image. One activation would be 1 %.
+    """With parameters split over `fsdp`, chips send the same for a batch of any size, but for a
+    number or two of each image, or what a method that looks at its whole batch compares. That all
+    activations travel would nearly double it.
     """
 
     def sent(batch_size):
@@ -249,4 +250,5 @@ def test_parameters_travel_and_activations_stay(method):
         assert found['all-gather'] > 0
         return sum(found.values())
 
-    assert sent(2 * BATCH) < 1.001 * sent(BATCH)
+    whole = make_program(method).objective.needs_whole_batch
+    assert sent(2 * BATCH) < (1.01 if whole else 1.001) * sent(BATCH)
