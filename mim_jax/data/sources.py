@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 # and has
 #   open(data, *, split) -> Source, where `data` is the whole DataConfig; a UserError says what is
 #     not there, where, and how to bring it;
-#   assumed_fields() -> the fields that a dry run takes for granted, told by the section alone.
+#   assumed_fields() -> the fields that preflight takes for granted, told by the section alone.
 SOURCES = {'embedded': Embedded, 'folder': Folder, 'tfds': Tfds}
 
 
