@@ -2,8 +2,8 @@
 atomically, by Orbax.
 
 A checkpoint has three items: `variables` (all trained collections; a frozen teacher is read from
-its own file again),
-`optimizer`, and `progress` (step and data iterator state, JSON).
+its own file again), `optimizer`, and `progress` (step and data iterator state, JSON). Its metadata
+say what made it (`mim_jax.provenance`).
 """
 
 import concurrent.futures
@@ -19,9 +19,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from mim_jax import distributed, integrity
+from mim_jax import distributed, integrity, provenance
 from mim_jax.clock import Clock
 from mim_jax.errors import UserError
+from mim_jax.layout import checkpoints as directory
 from mim_jax.ranges import Examples, NotNegative, Number, Percent
 from mim_jax.train_step import TrainState
 
@@ -109,7 +110,8 @@ class Checkpoints:
     """The checkpoints of one work directory.
 
     Each is sealed with checksums once it is whole: in the background when the next one is saved,
-    and at the end. damaged: the steps of checkpoints that are set aside, as STEP.damaged.
+    and at the end. damaged: the steps of checkpoints that are set aside, as STEP.damaged. made_by:
+    what every checkpoint says of its making.
     """
 
     def __init__(
@@ -119,11 +121,13 @@ class Checkpoints:
         clock: Clock | None = None,
         *,
         damaged: Iterable[int] = (),
+        made_by: provenance.Record | None = None,
     ):
         _set_aside(workdir, damaged)
         self._sealing = concurrent.futures.ThreadPoolExecutor(max_workers=1)
         self._unsealed = None
         self._workdir = Path(workdir)
+        self._made_by = made_by
         milestone = clock and clock.steps(config, 'milestone', path='checkpoint')
         self._manager = ocp.CheckpointManager(
             directory(workdir),
@@ -157,6 +161,7 @@ class Checkpoints:
                     optimizer=ocp.args.StandardSave(state.opt_state),
                     progress=ocp.args.JsonSave({'step': step, 'data': data_state}),
                 ),
+                custom_metadata=self._made_by,
             )
         # Orbax has waited for the save before this one: that one is whole.
         self._seal(step)
@@ -217,10 +222,6 @@ class Checkpoints:
                 f'({reason[0] if reason else type(error).__name__}); {kept}. Mend the cause and '
                 'start the same command again.'
             ) from error
-
-
-def directory(workdir: str | Path) -> Path:
-    return Path(workdir).absolute() / 'checkpoints'
 
 
 def saved_variables(variables: dict[str, Any]) -> dict[str, Any]:

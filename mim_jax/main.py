@@ -1,10 +1,10 @@
 """Command line of a run.
 
     python -m mim_jax.main --config=configs/NAME.py[:ARGUMENT] [--workdir=DIR] [--dry_run]
-        [--print_config] [--topology=v5e:4x4] [--config.any.field=value ...]
+        [--print_config] [--topology=v5e:4x4] [--extend] [--config.any.field=value ...]
 
 Without `--workdir` the run lives in runs/NAME, or runs/NAME_ARGUMENT. Starting again in a work
-directory resumes it.
+directory resumes it; `--extend` with a larger train.total_* lengthens it.
 """
 
 import argparse
@@ -65,11 +65,12 @@ def run(arguments: list[str], stop: Stop) -> None:
     from mim_jax.trainer import Trainer
 
     workdir = options.workdir or default_workdir(options.config)
-    trainer = Trainer(experiment, workdir)
+    trainer = Trainer(experiment, workdir, extend=options.extend)
     stop.kept = trainer.kept
     with work_directory.locked(workdir):
         if not trainer.finished:  # what is written down is what was run
-            work_directory.claim(workdir, experiment, after_step=trainer.found.step or 0)
+            step = trainer.found.step or 0
+            work_directory.claim(workdir, experiment, after_step=step, extend=options.extend)
         if distributed.is_main() and not trainer.finished:
             print(summary(trainer, spec=options.config), flush=True)
         trainer.train(stop)
@@ -95,6 +96,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str
     parser.add_argument('--dry_run', action='store_true', help='build and compile, train nothing')
     parser.add_argument('--print_config', action='store_true', help='print every field, do nothing')
     parser.add_argument('--topology', metavar='NAME', help='with --dry_run: a TPU slice, v5e:4x4')
+    parser.add_argument('--extend', action='store_true', help='with more steps: lengthen the run')
     options, rest = parser.parse_known_args(arguments)
     if options.help is not None:
         _print_help(parser, options.help)
