@@ -18,6 +18,7 @@ from mim_jax import (
     fingerprints,
     provenance,
     sharding,
+    wandb_writer,
     work_directory,
 )
 from mim_jax.errors import UserError
@@ -46,6 +47,7 @@ class Trainer:
         self.run = run
         self.workdir = Path(workdir)
         work_directory.check(workdir, run, extend=extend)
+        wandb_writer.check(run.log.wandb)
         self.found = checkpoints.find_together(workdir)
         self.source = data.make_source(run.data, split=run.data.split)
         self.program = Program.make(run, epoch_examples=len(self.source), fields=self.source.fields)
