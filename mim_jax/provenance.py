@@ -66,7 +66,7 @@ def commit() -> str | None:
         # Installed code may lie in an environment below somebody else's repository.
         if Path(git('rev-parse', '--show-toplevel')).resolve() != folder.parent:
             return None
-        return git('describe', '--always', '--dirty', '--abbrev=40', '--exclude=*')
+        return git('describe', '--always', '--dirty', '--abbrev=12', '--exclude=*')
     except (OSError, subprocess.SubprocessError):
         return None
 
