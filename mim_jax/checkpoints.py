@@ -236,6 +236,19 @@ def restore_variables(
     Host arrays; neither the run's mesh nor its optimiser plays a part. Raises UserError when there
     is no such checkpoint.
     """
+    abstract, step = abstract_variables(workdir, step=step)
+    manager = ocp.CheckpointManager(directory(workdir), item_handlers=_handlers())
+    with _readable(workdir, step):
+        args = ocp.args.Composite(variables=ocp.args.StandardRestore(abstract))
+        variables = manager.restore(step, args=args)['variables']
+    manager.close()
+    return jax.device_get(variables), step
+
+
+def abstract_variables(
+    workdir: str | Path, *, step: int | None = None
+) -> tuple[dict[str, Any], int]:
+    """What `restore_variables` restores, as jax.ShapeDtypeStruct leaves on one device."""
     steps = saved_steps(workdir)
     if not steps or (step is not None and step not in steps):
         what = 'no checkpoint' if not steps else f'no checkpoint of step {step}, only of {steps}'
@@ -252,14 +265,12 @@ def restore_variables(
     manager = ocp.CheckpointManager(directory(workdir), item_handlers=_handlers())
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     with _readable(workdir, step):
-        saved = manager.item_metadata(step)['variables']
+        saved = manager.item_metadata(step)['variables'].tree
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), saved
         )
-        args = ocp.args.Composite(variables=ocp.args.StandardRestore(abstract))
-        variables = manager.restore(step, args=args)['variables']
     manager.close()
-    return jax.device_get(variables), step
+    return abstract, step
 
 
 def saved_steps(workdir: str | Path) -> list[int]:

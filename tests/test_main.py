@@ -128,7 +128,10 @@ def test_missing_teacher_file(refused):
     refused(
         '--config.objective.target.weights=gone.safetensors',
         config='tiny.py:dtm',
-        said=['config.objective.target.weights', 'gone.safetensors', 'mim_jax.weights'],
+        said=[
+            'config.objective.target.weights: gone.safetensors does not exist: '
+            '`python -m mim_jax.weights import'
+        ],
     )
     refused(config='tiny.py:dtm', said=['config.objective.target.weights is not set'])
 
