@@ -97,6 +97,7 @@ def photos(folder, count=4, size=(32, 32)):
         ('--workdri=x', ['--workdri=x', 'unknown argument']),
         ('--config.data.batch_size', ['a value is missing']),
         ('--topology=v5e:4x4', ['together with --dry_run']),
+        ('--extend', ['--extend: there is no run in --workdir=work']),
     ],
 )
 def test_mistyped_arguments(refused, argument, said):

@@ -15,6 +15,7 @@ from mim_jax.runs.found import Run
 # Of an evaluation's figures those that are shown, as far as there is one: shares from 0 to 1.
 HEADLINES = ('/top1', '/miou')
 INDENT = '    '
+DIGITS = 16  # of a digest, as many as tell it from others
 LINES = 2  # of a run's differences, at most
 
 
@@ -125,19 +126,20 @@ def described(workdir: str | Path, *, step: int | None = None) -> str:
     config = found.read(Path(workdir), name='').config
     same = config and provenance.digest(config) == record.get('config')
     now = 'that of config.json' if same else f'config.json has another now: {layout.CHANGES_FILE}'
-    rows.append(('config', f'SHA-256 {record.get("config")} ({now})'))
+    rows.append(('config', f'SHA-256 {str(record.get("config"))[:DIGITS]}… ({now})'))
     devices = _mapping(record, 'devices')
     processes = devices.get('processes')
+    shared = f', {processes} processes' if processes != 1 else ''
     rows += [
         ('code', _listed(_mapping(record, 'code'))),
         ('python', record.get('python')),
         ('packages', _listed(_mapping(record, 'packages'))),
-        ('devices', f'{devices.get("count")} x {devices.get("kind")}, {processes} process(es)'),
+        ('devices', f'{devices.get("count")} x {devices.get("kind")}{shared}'),
     ]
     weights = config.get('init', {}).get('weights')
     for name, digest in _mapping(record, 'fingerprints').items():
         source = f' ({weights})' if name == 'init' and weights else ''
-        rows.append((name, f'SHA-256 {digest}{source}'))
+        rows.append((name, f'SHA-256 {digest[:DIGITS]}…{source}'))
     width = max(len(str(name)) for name, _ in rows[1:])
     lines = [f'{rows[0][0]}, {rows[0][1]}']
     return '\n'.join(lines + [f'{name:<{width}}  {text}' for name, text in rows[1:]])
