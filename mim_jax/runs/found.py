@@ -40,9 +40,11 @@ class Run:
 
     @property
     def figures(self) -> dict[str, tuple[int, float]]:
-        """(step, value) of the last of every evaluation's figure, and of the loss."""
-        names = {n for line in self.metrics for n in line if n.startswith('eval/')} | {'train/loss'}
-        found = {name: self.values(name) for name in sorted(names)}
+        """(step, value) of the last of every figure of an evaluation, in their order, and of the
+        loss.
+        """
+        names = (n for line in self.metrics for n in line if n.startswith('eval/'))
+        found = {name: self.values(name) for name in (*dict.fromkeys(names), 'train/loss')}
         return {name: list(values.items())[-1] for name, values in found.items() if values}
 
 
@@ -154,7 +156,7 @@ def _config(workdir: Path) -> dict[str, Any]:
         found = json.loads((workdir / layout.CONFIG_FILE).read_text(encoding='utf-8'))
     except FileNotFoundError:
         raise UserError(f'{layout.CONFIG_FILE} is missing') from None
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raise UserError(f'{layout.CONFIG_FILE} cannot be read') from None
     if not isinstance(found, dict) or not all(
         isinstance(found.get(section), dict) for section in layout.SECTIONS

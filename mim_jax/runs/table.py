@@ -12,8 +12,6 @@ from mim_jax.runs import found
 from mim_jax.runs.compared import differences
 from mim_jax.runs.found import Run
 
-# Of an evaluation's figures those that are shown, as far as there is one: shares from 0 to 1.
-HEADLINES = ('/top1', '/miou')
 INDENT = '    '
 DIGITS = 16  # of a digest, as many as tell it from others
 LINES = 2  # of a run's differences, at most
@@ -52,11 +50,15 @@ def _step(run: Run) -> str:
 
 
 def _figures(run: Run) -> str:
-    chosen = {n: v for n, v in run.figures.items() if n.endswith(HEADLINES)}
-    chosen = chosen or {n: v for n, v in run.figures.items() if n == 'train/loss'}
+    """The first figure of every evaluator, its headline; the loss where there is none."""
+    headlines = {}
+    for name in run.figures:
+        headlines.setdefault(name.rpartition('/')[0], name)
+    loss = headlines.pop('train', None)
     last = max((step for step, _ in run.figures.values()), default=0)
     texts = []
-    for name, (step, value) in chosen.items():
+    for name in headlines.values() or [loss] * (loss is not None):
+        step, value = run.figures[name]
         when = '' if step == last else f' (step {step:,})'
         texts.append(f'{name.split("/", 1)[1]} {value:.4g}{when}')
     return ', '.join(texts)
@@ -136,17 +138,17 @@ def described(workdir: str | Path, *, step: int | None = None) -> str:
         ('packages', _listed(_mapping(record, 'packages'))),
         ('devices', f'{devices.get("count")} x {devices.get("kind")}{shared}'),
     ]
-    weights = config.get('init', {}).get('weights')
+    weights = _mapping(config, 'init').get('weights')
     for name, digest in _mapping(record, 'fingerprints').items():
         source = f' ({weights})' if name == 'init' and weights else ''
-        rows.append((name, f'SHA-256 {digest[:DIGITS]}…{source}'))
+        rows.append((name, f'SHA-256 {str(digest)[:DIGITS]}…{source}'))
     width = max(len(str(name)) for name, _ in rows[1:])
     lines = [f'{rows[0][0]}, {rows[0][1]}']
     return '\n'.join(lines + [f'{name:<{width}}  {text}' for name, text in rows[1:]])
 
 
 def _mapping(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """A part of a record, empty where another version wrote something else there."""
+    """A part of a record or config, empty where another version wrote something else there."""
     part = record.get(name)
     return part if isinstance(part, Mapping) else {}
 

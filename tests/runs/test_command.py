@@ -103,7 +103,7 @@ def test_states(make, call):
 
 
 def test_no_folder_is_a_stack_trace(make, call, tmp_path):
-    for number, content in enumerate((b'', b'{"seed": 1', b'\xff\xfe', b'[1]')):
+    for number, content in enumerate((b'', b'{"seed": 1', b'\xff\xfe', b'[1]', b'[' * 99_999)):
         workdir = make(f'config{number}', 2, lines=LINES)
         (workdir / layout.CONFIG_FILE).write_bytes(content)
     workdir = make('metrics', 4)
@@ -122,6 +122,7 @@ def test_no_folder_is_a_stack_trace(make, call, tmp_path):
         'config1',
         'config2',
         'config3',
+        'config4',
         'no_config',
     }
     assert 'exported' not in shown
