@@ -126,8 +126,12 @@ def described(workdir: str | Path, *, step: int | None = None) -> str:
         when = datetime.datetime.fromtimestamp(saved_at, datetime.UTC)
         rows.append(('saved', f'{when:%Y-%m-%d %H:%M:%S} UTC'))
     config = found.read(Path(workdir), name='').config
-    same = config and provenance.digest(config) == record.get('config')
-    now = 'that of config.json' if same else f'config.json has another now: {layout.CHANGES_FILE}'
+    if not config:
+        now = 'config.json cannot be read'
+    elif provenance.digest(config) == record.get('config'):
+        now = 'that of config.json'
+    else:
+        now = f'config.json has another now: {layout.CHANGES_FILE}'
     rows.append(('config', f'SHA-256 {str(record.get("config"))[:DIGITS]}… ({now})'))
     devices = _mapping(record, 'devices')
     processes = devices.get('processes')

@@ -245,6 +245,8 @@ def test_what_made_a_checkpoint(make, call):
     assert lines['packages'].startswith('jax ') and 'orbax-checkpoint ' in lines['packages']
     text = call('--describe=runs/a', '--step=4')[1]
     assert 'jax 9.9' in text and 'config.json has another now: config_changes.jsonl' in text
+    (workdir / layout.CONFIG_FILE).unlink()
+    assert 'config.json cannot be read' in call('--describe=runs/a', '--step=2')[1]
     assert 'does not say what made it' in call('--describe=runs/a')[2]
     assert 'no checkpoint of step 9, only of [2, 4, 6]' in call('--describe=runs/a', '--step=9')[2]
     assert 'there is no checkpoint' in call('--describe=runs')[2]
