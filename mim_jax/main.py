@@ -1,10 +1,10 @@
 """Command line of a run.
 
     python -m mim_jax.main --config=configs/NAME.py[:ARGUMENT] [--workdir=DIR] [--print_config]
-        [--config.any.field=value ...]
+        [--extend] [--config.any.field=value ...]
 
 Without `--workdir` the run lives in runs/NAME, or runs/NAME_ARGUMENT. Starting again in a work
-directory resumes it.
+directory resumes it; `--extend` with a larger train.total_* lengthens it.
 """
 
 import argparse
@@ -56,11 +56,12 @@ def run(arguments: list[str], stop: Stop) -> None:
     from mim_jax.trainer import Trainer
 
     workdir = options.workdir or default_workdir(options.config)
-    trainer = Trainer(experiment, workdir)
+    trainer = Trainer(experiment, workdir, extend=options.extend)
     stop.kept = trainer.kept
     with work_directory.locked(workdir):
         if not trainer.finished:  # what is written down is what was run
-            work_directory.claim(workdir, experiment, after_step=trainer.found.step or 0)
+            step = trainer.found.step or 0
+            work_directory.claim(workdir, experiment, after_step=step, extend=options.extend)
         if distributed.is_main() and not trainer.finished:
             print(summary(trainer, spec=options.config), flush=True)
         trainer.train(stop)
@@ -84,6 +85,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str
     parser.add_argument('--config', required=True, metavar='FILE.py[:ARGUMENT]')
     parser.add_argument('--workdir', metavar='DIR', help='default: runs/NAME[_ARGUMENT]')
     parser.add_argument('--print_config', action='store_true', help='print every field, do nothing')
+    parser.add_argument('--extend', action='store_true', help='with more steps: lengthen the run')
     options, rest = parser.parse_known_args(arguments)
     if options.help is not None:
         _print_help(parser, options.help)

@@ -96,6 +96,7 @@ def photos(folder, count=4, size=(32, 32)):
         ('--config.train.accumulation=0', ['train: accumulation = 0']),
         ('--workdri=x', ['--workdri=x', 'unknown argument']),
         ('--config.data.batch_size', ['a value is missing']),
+        ('--extend', ['--extend: there is no run in --workdir=work']),
     ],
 )
 def test_mistyped_arguments(refused, argument, said):
@@ -127,7 +128,10 @@ def test_missing_teacher_file(refused):
     refused(
         '--config.objective.target.weights=gone.safetensors',
         config='tiny.py:dtm',
-        said=['config.objective.target.weights', 'gone.safetensors', 'mim_jax.weights'],
+        said=[
+            'config.objective.target.weights: gone.safetensors does not exist: '
+            '`python -m mim_jax.weights import'
+        ],
     )
     refused(config='tiny.py:dtm', said=['config.objective.target.weights is not set'])
 

@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> list[Path]:
 
 def draw_run(arguments: argparse.Namespace) -> list[Path]:
     """The sheets of a work directory."""
-    from mim_jax.runs import restore_run
+    from mim_jax.restoring import restore_run
 
     program, variables, step = restore_run(arguments.workdir, step=arguments.step)
     views = data.eval_views(program.run.data, program.views)

@@ -52,7 +52,7 @@ def run(monkeypatch):
         return program, {}, 7
 
     module = types.SimpleNamespace(restore_run=restore_run)
-    monkeypatch.setitem(sys.modules, 'mim_jax.runs', module)
+    monkeypatch.setitem(sys.modules, 'mim_jax.restoring', module)
     return steps
 
 
