@@ -57,15 +57,20 @@ def figures(looked: dict[str, np.ndarray]) -> dict[str, float]:
     return {f'health/{name}': value for name, value in found.items()}
 
 
-def _some(program: Program, batch: Batch) -> Batch:
-    """Up to IMAGES rows, as many of every device's, that divide into the objective's parts."""
-    ways = program.mesh.shape['data'] * program.mesh.shape['fsdp']
-    parts = program.objective.batch_parts
+def rows_per_device(*, ways: int, parts: int) -> int:
+    """How many of a batch's images each of `ways` devices looks at (unless it has fewer): IMAGES in
+    all, or less so that together they divide into `parts`.
+    """
     least = math.lcm(ways, parts) // ways
-    count = max(least, IMAGES // ways // least * least)
+    return max(least, IMAGES // ways // least * least)
+
+
+def _some(program: Program, batch: Batch) -> Batch:
+    ways = program.mesh.shape['data'] * program.mesh.shape['fsdp']
+    count = rows_per_device(ways=ways, parts=program.objective.batch_parts)
 
     def some(x: jax.Array) -> jax.Array:
-        rows = x.reshape(ways, -1, *x.shape[1:])[:, :count]
+        rows = x.reshape(ways, -1, *x.shape[1:])[:, :count]  # each device's own: nothing moves
         return rows.reshape(-1, *x.shape[1:])
 
     return jax.tree.map(some, batch)

@@ -164,7 +164,7 @@ def test_the_bar_fits_80_columns_and_never_goes_back(tmp_path, capfd, monkeypatc
     lines = [line.rstrip() for line in re.split(r'[\r\n]', err) if line.strip()]
     assert all(len(line) <= 80 for line in lines)
     bars = [line for line in lines if '|' in line]
-    assert bars[-1].startswith('step 300102/390000, loss 0.4321, 12345 img/s, ETA 11h57m |')
+    assert bars[-1].startswith('step 300102/390000, loss 0.4321, 12345 img/s, ETA 11h56m |')
     steps = [int(re.match(r'step (\d+)/', bar).group(1)) for bar in bars]
     assert steps == sorted(steps) and steps[0] == 300_000
     assert [line for line in lines if 'top1' in line] == [
