@@ -6,7 +6,7 @@ from typing import Any
 Line = Mapping[str, Any]
 
 LINES = 5  # in a row that have to say the same
-RANK = 1.05  # effective rank at which features have one direction
+RANK = 1.2  # effective rank at which features have one direction
 SPREAD = 0.02  # health/feature_std at which images have the same feature
 FALL = 0.01  # share of the first loss by which a run that learns has got below it, sooner or later
 PLATEAU_LINES = 10  # after the warm-up, before a loss that did not fall is mentioned

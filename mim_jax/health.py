@@ -1,4 +1,4 @@
-"""How a run fares beyond its loss: a look at some images of its batch, once per line of the log."""
+"""How a run fares beyond its loss: a checkup of some images, once per line of the log."""
 
 import functools
 import math
@@ -15,7 +15,7 @@ from mim_jax.train_step import Batch, TrainState
 IMAGES = 256  # of a batch that are looked at, at most
 
 
-def look(program: Program, state: TrainState, batch: Batch) -> dict[str, jax.Array]:
+def checkup(program: Program, state: TrainState, batch: Batch) -> dict[str, jax.Array]:
     """What `figures` needs: the `features` float32 [n,D] of n images of a batch as read, means of
     their patch tokens, and the scalars of the objective's `health`.
     """
@@ -27,23 +27,23 @@ def look(program: Program, state: TrainState, batch: Batch) -> dict[str, jax.Arr
     return {'features': tokens.astype('float32').mean(axis=1), **found}
 
 
-def compiled_look(program: Program) -> Any:
-    """`look` at (state, batch), compiled; every process gets all of what it returns."""
+def compiled_checkup(program: Program) -> Any:
+    """`checkup` of (state, batch), compiled; every process gets all of what it returns."""
     whole = jax.jit(
-        functools.partial(look, program), out_shardings=sharding.replicated(program.mesh)
+        functools.partial(checkup, program), out_shardings=sharding.replicated(program.mesh)
     )
     return whole.trace(program.abstract_state, program.abstract_batch).lower().compile()
 
 
-def figures(looked: dict[str, np.ndarray]) -> dict[str, float]:
-    """What a line of the log says of a look, as 'health/NAME'.
+def figures(found: dict[str, np.ndarray]) -> dict[str, float]:
+    """What a line of the log says of a `checkup`, as 'health/NAME'.
 
     effective_rank: RankMe of the features, 1 to the number of images or of dimensions.
     feature_std: mean over dimensions of the deviation between images of features of norm 1, times
       the root of how many dimensions there are: about 1 where they point anywhere, 0 where they are
       all the same.
     """
-    features = np.asarray(looked['features'], np.float64)
+    features = np.asarray(found['features'], np.float64)
     rank = spread = math.nan
     if np.isfinite(features).all():
         # From the Gram matrix of the smaller side, in float64: milliseconds.
@@ -52,9 +52,9 @@ def figures(looked: dict[str, np.ndarray]) -> dict[str, float]:
         lengths = np.linalg.norm(features, axis=1, keepdims=True)
         unit = features / np.maximum(lengths, np.finfo(np.float64).tiny)
         spread = float(unit.std(axis=0).mean() * math.sqrt(unit.shape[1]))
-    others = {name: float(value) for name, value in looked.items() if name != 'features'}
-    found = {'effective_rank': rank, 'feature_std': spread, **others}
-    return {f'health/{name}': value for name, value in found.items()}
+    others = {name: float(value) for name, value in found.items() if name != 'features'}
+    values = {'effective_rank': rank, 'feature_std': spread, **others}
+    return {f'health/{name}': value for name, value in values.items()}
 
 
 def rows_per_device(*, ways: int, parts: int) -> int:

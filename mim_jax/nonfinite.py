@@ -26,21 +26,24 @@ def command(workdir: str | Path, step: int) -> str:
 
 def record(
     workdir: str | Path, step: int, metrics: Mapping[str, float], items: Sequence[int]
-) -> Path:
-    """Writes nonfinite/STEP.json (process 0 does) and returns its path.
+) -> str:
+    """Writes nonfinite/STEP.json (process 0 does); returns what there is to say of it.
 
     It holds the metrics (what is not finite as text), the numbers `items` of the batch's images in
     the training data, those of all processes in the batch's order, and the command that repeats
     the step.
     """
     path = Path(workdir) / FOLDER / f'{step}.json'
+    content = {
+        'step': step,
+        'metrics': {name: v if math.isfinite(v) else str(v) for name, v in metrics.items()},
+        'items': list(map(int, items)),
+        'repeat': command(workdir, step),
+    }
     if jax.process_index() == 0:
-        path.parent.mkdir(exist_ok=True)
-        content = {
-            'step': step,
-            'metrics': {name: v if math.isfinite(v) else str(v) for name, v in metrics.items()},
-            'items': list(map(int, items)),
-            'repeat': command(workdir, step),
-        }
-        path.write_text(json.dumps(content) + '\n', encoding='utf-8')
-    return path
+        try:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps(content) + '\n', encoding='utf-8')
+        except OSError as error:  # what matters, the state, is yet to be saved
+            return f'{path} could not be written ({error.strerror})'
+    return f'{path} has the images of its batch'

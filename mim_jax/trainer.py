@@ -63,7 +63,7 @@ class Trainer:
         if self.start:
             self.fingerprints['init'] = fingerprints.of(self.start.params)
         self.pretrained = self.program.placed(read)
-        self.look = lambda state, batch: {}  # see `health.compiled_look`
+        self.checkup = lambda state, batch: {}  # see `health.compiled_checkup`
         self._pictured = None  # the batch of every picture of this run
         clock = self.program.clock
         self.total = clock.total_steps
@@ -151,7 +151,7 @@ class Trainer:
             self._evaluate()
         put = functools.partial(sharding.put_batch, mesh=self.program.mesh)
         self.feed = data.device_prefetch(self.batches, put, check=stop.check)
-        self._looked_at = first, self.feed.state
+        self._seen = first, self.feed.state
         try:
             stopped = self._steps(step_fn, stop)
             self.checkpoints.wait()  # what is said to be saved is on the disk
@@ -166,7 +166,7 @@ class Trainer:
     def _steps(self, step_fn: Callable, stop: Stop) -> str | None:
         """All steps that remain, or those until a signal, whose name is returned."""
         first = self.done + 1
-        # Steps, the data's state after them, their metrics, and a look at some images.
+        # Steps, the data's state after them, their metrics, and a checkup of some images.
         in_flight = collections.deque()
 
         def log(down_to: int = 0) -> None:
@@ -179,8 +179,8 @@ class Trainer:
                     batch = next(self.feed)
                 self.state, metrics = step_fn(self.state, batch)
                 self.done += 1
-                look = self.look(self.state, batch) if self._has_line(self.done) else {}
-                in_flight.append((self.done, self.feed.state, metrics, look))
+                checkup = self.checkup(self.state, batch) if self._has_line(self.done) else {}
+                in_flight.append((self.done, self.feed.state, metrics, checkup))
                 if self.done == first:
                     jax.block_until_ready(metrics)
                     self.speed.start(self.done)
@@ -236,7 +236,7 @@ class Trainer:
 
     def _save(self) -> None:
         """Saves the state, which is that after the last step whose metrics were looked at."""
-        step, data_state = self._looked_at
+        step, data_state = self._seen
         progress = {'data': data_state, 'refused': self.refused, 'interval': self.interval.state}
         self.checkpoints.save(step, self.state, progress)
         self._saved_at = time.monotonic()
@@ -295,7 +295,7 @@ class Trainer:
         began = time.monotonic()
         compiled = traced.lower().compile()
         if self.run.log.health:
-            self.look = health.compiled_look(self.program)
+            self.checkup = health.compiled_checkup(self.program)
         self.logger.message(f'compiled in {time.monotonic() - began:.0f} s')
         return compiled
 
@@ -307,7 +307,7 @@ class Trainer:
     def _has_line(self, step: int) -> bool:
         return step % self.run.log.every_steps == 0 or step == self.total
 
-    def _log(self, step: int, data_state: Any, metrics: dict, look: dict) -> None:
+    def _log(self, step: int, data_state: Any, metrics: dict, checkup: dict) -> None:
         """Waits for the step's metrics, checks them, and writes their means if it is time."""
         blocks = metrics.pop('blocks', {})
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
@@ -315,23 +315,23 @@ class Trainer:
             self._refused(step, metrics)
         else:
             self.interval.add(metrics)
-        self._looked_at = step, data_state
+        self._seen = step, data_state
         if self._has_line(step):
             values = {f'train/{name}': value for name, value in self.interval.take().items()}
             if self.refused:
                 values['train/refused_steps'] = self.refused
             if self.batches.num_corrupt:
                 values['data/corrupt_images'] = self.batches.num_corrupt
-            values |= self.speed.measure(step) | self._health(blocks, look)
+            values |= self.speed.measure(step) | self._health(blocks, checkup)
             self.logger.scalars(step, values)
             for warning in self.watch.add({'step': step, **values}):
                 self.logger.message(warning)
 
-    def _health(self, blocks: dict[str, jax.Array], look: dict[str, jax.Array]) -> dict[str, float]:
-        """How the step and the look at some of its images say that the run fares."""
+    def _health(self, blocks: dict, checkup: dict) -> dict[str, float]:
+        """How the run fares by the norms of a step and by a checkup of some of its images."""
         trained = self.program.step.trained(self.program.abstract_state.variables['params'])
         names = norms.names(trained)
-        found = health.figures(jax.device_get(look)) if look else {}
+        found = health.figures(jax.device_get(checkup)) if checkup else {}
         for kind, values in jax.device_get(blocks).items():
             for name, value in zip(names, values, strict=True):
                 found[f'health/{kind}/{name}'] = float(value)
@@ -342,10 +342,9 @@ class Trainer:
         step has moved since.
         """
         wrong = nonfinite.wrong(metrics)
-        items = self.batches.items(step - 1)
-        path = nonfinite.record(self.workdir, step, metrics, items)
-        look = f'{path} has the images of its batch; {nonfinite.command(self.workdir, step)} '
-        look += 'repeats it and says which of them it came from.'
+        record = nonfinite.record(self.workdir, step, metrics, self.batches.items(step - 1))
+        look = f'{record}; {nonfinite.command(self.workdir, step)} repeats it and looks for those '
+        look += 'to blame.'
         allowed = self.run.train.skip_nonfinite
         if self.refused < allowed:
             self.refused += 1

@@ -71,13 +71,13 @@ def test_every_mesh_sees_the_same(tiny_config):
         host = data.train_batches(data.make_source(run.data, split='train'), run.data, seed=0)
         batch = sharding.put_batch(next(host), program.mesh)
         state = program.init(program.pretrained())
-        looked = health.figures(jax.device_get(health.compiled_look(program)(state, batch)))
+        found = health.figures(jax.device_get(health.compiled_checkup(program)(state, batch)))
         _, metrics = program.trace().lower().compile()(state, batch)
-        seen.append((looked, jax.device_get(metrics)))
-    (looked, metrics), (other_looked, other_metrics) = seen
-    assert looked.keys() >= {'health/prediction_variance', 'health/target_variance'}
-    assert 0 <= looked['health/morphed_share'] <= 1
-    assert other_looked == pytest.approx(looked, rel=1e-3)
+        seen.append((found, jax.device_get(metrics)))
+    (found, metrics), (other_found, other_metrics) = seen
+    assert found.keys() >= {'health/prediction_variance', 'health/target_variance'}
+    assert 0 <= found['health/morphed_share'] <= 1
+    assert other_found == pytest.approx(found, rel=1e-3)
     for name, values in metrics['blocks'].items():
         np.testing.assert_allclose(other_metrics['blocks'][name], values, rtol=2e-3, err_msg=name)
     total = np.sqrt(np.sum(np.square(metrics['blocks']['grad_norm'])))

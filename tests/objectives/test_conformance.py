@@ -208,10 +208,10 @@ def test_health_is_scalars_and_features(method):
 
     program = make_program(method, change=change, data=2, fsdp=2)
     given = program.abstract_state, program.abstract_batch
-    looked = jax.eval_shape(functools.partial(health.look, program), *given)
-    assert looked.pop('features').shape == (BATCH, program.run.model.width)
-    assert all(x.shape == () and x.dtype == np.float32 for x in looked.values())
-    assert ('morphed_share' in looked) == hasattr(program.objective, 'morphing')
+    found = jax.eval_shape(functools.partial(health.checkup, program), *given)
+    assert found.pop('features').shape == (BATCH, program.run.model.width)
+    assert all(x.shape == () and x.dtype == np.float32 for x in found.values())
+    assert ('morphed_share' in found) == hasattr(program.objective, 'morphing')
     params = program.abstract_state.variables['params']
     names = norms.names(params)
     assert jax.eval_shape(norms.norms, params).shape == (len(names),)
