@@ -181,12 +181,17 @@ class Checkpoints:
                 ),
             )
         progress = restored['progress']
-        counts = [
-            jax.make_array_from_callback((), count.sharding, lambda _, n=n: np.asarray(n, np.int32))
-            for count, n in ((abstract.step, step), (abstract.refused, progress.get('refused', 0)))
-        ]
+
+        def counter(abstract: jax.ShapeDtypeStruct, count: int) -> jax.Array:
+            return jax.make_array_from_callback(
+                (), abstract.sharding, lambda _: np.asarray(count, abstract.dtype)
+            )
+
         state = TrainState(
-            counts[0], restored['variables'], restored['optimizer'], refused=counts[1]
+            counter(abstract.step, step),
+            restored['variables'],
+            restored['optimizer'],
+            refused=counter(abstract.refused, progress.get('refused', 0)),
         )
         return state, progress
 

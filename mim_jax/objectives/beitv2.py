@@ -151,13 +151,11 @@ class BEiTv2(Morphed, Targeted):
         self, variables: Variables, batch: Batch, key: jax.Array, step: jax.Array
     ) -> Sheets:
         hidden = panels.Mask(self.mask(variables, batch, step))
-        target, given = self.grouped(variables, batch, step)
+        target, given = self.grouped(variables, batch)
         groups = self.morphing.panels(target, **given)
         return {'groups': [hidden, *groups]} if groups else {'mask': [hidden]}
 
-    def grouped(
-        self, variables: Variables, batch: Batch, step: jax.Array
-    ) -> tuple[jax.Array, dict[str, Any]]:
+    def grouped(self, variables: Variables, batch: Batch) -> tuple[jax.Array, dict[str, Any]]:
         return self.targets(variables, batch['images']), self.morphed(batch)
 
     def morphed(self, batch: Batch) -> dict[str, Any]:

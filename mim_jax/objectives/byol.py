@@ -116,13 +116,11 @@ class BYOL(Morphed):
     def pictures(
         self, variables: Variables, batch: Batch, key: jax.Array, step: jax.Array
     ) -> Sheets:
-        target, given = self.grouped(variables, batch, step)
+        target, given = self.grouped(variables, batch)
         groups = self.morphing.panels(target, **given)
         return {'groups': groups} if groups else {}
 
-    def grouped(
-        self, variables: Variables, batch: Batch, step: jax.Array
-    ) -> tuple[jax.Array, dict[str, Any]]:
+    def grouped(self, variables: Variables, batch: Batch) -> tuple[jax.Array, dict[str, Any]]:
         images, own = batch['images'], keys.named(batch['keys'], 'morphing0')
         target, _ = self.projections(variables['ema'], images)
         return target, {'keys': own, 'images': images, 'grid': self.grid}

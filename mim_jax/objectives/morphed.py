@@ -29,9 +29,7 @@ class Morphed(Objective):
     def batch_parts(self) -> int:
         return self.morphing.shares(self.num_grouped)
 
-    def grouped(
-        self, variables: Variables, batch: Batch, step: jax.Array
-    ) -> tuple[jax.Array, dict[str, Any]]:
+    def grouped(self, variables: Variables, batch: Batch) -> tuple[jax.Array, dict[str, Any]]:
         """The tokens [B,N,D] that are grouped, and what else `morphing.groups` is given of them."""
         raise NotImplementedError
 
@@ -40,5 +38,5 @@ class Morphed(Objective):
     ) -> dict[str, jax.Array]:
         if self.morphing.schedule == 'none':
             return {}
-        target, given = self.grouped(variables, batch, step)
+        target, given = self.grouped(variables, batch)
         return {'morphed_share': joined_share(self.morphing.groups(key, target, **given))}

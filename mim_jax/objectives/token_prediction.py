@@ -95,9 +95,7 @@ class TokenPrediction(Morphed, Targeted):
         }
         return {**super().health(variables, batch, key, step), **variances}
 
-    def grouped(
-        self, variables: Variables, batch: Batch, step: jax.Array
-    ) -> tuple[jax.Array, dict[str, Any]]:
+    def grouped(self, variables: Variables, batch: Batch) -> tuple[jax.Array, dict[str, Any]]:
         return self.targets(variables, batch['images']), self.morphed(variables, batch)
 
     def pictures(
@@ -110,7 +108,7 @@ class TokenPrediction(Morphed, Targeted):
             shown = self.target.panels(self.predict(variables, batch, mask), images)
             filled = shown[-1].replace(mask=mask, title='with visible patches')
             sheets['reconstruction'] = [hidden, *shown, filled]
-        target, given = self.grouped(variables, batch, step)
+        target, given = self.grouped(variables, batch)
         groups = self.morphing.panels(target, **given)
         if groups:
             sheets['groups'] = [hidden, *groups]
