@@ -133,7 +133,12 @@ class Trainer:
         if self.evaluation.missing:
             self.logger.message(self.evaluation.missing)
         self.state, self.batches, progress = self._start()
-        self.refused = progress.get('refused', 0)
+        self.refused, allowed = progress.get('refused', 0), self.run.train.skip_nonfinite
+        if self.refused > allowed:
+            raise UserError(
+                f'{self.workdir}: the run has left out {self.refused} steps that were not finite, '
+                f'more than config.train.skip_nonfinite = {allowed} allows; raise it.'
+            )
         own = ('learning_rate', 'param_norm', *self.program.objective.momentary)
         self.interval = Interval(own, progress.get('interval'))
         self.watch = Watch(

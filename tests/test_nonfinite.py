@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import chex
 import jax
@@ -125,6 +126,7 @@ def test_a_run_stops_before_it_and_goes_on_without_it(
     def config(skip):
         made = poisoned_config((3,), total_steps=7, skip_nonfinite=skip)
         made.log.every_steps = 3
+        made.checkpoint.every_steps = 6
         made.data.source.num_train = 20
         return made
 
@@ -146,6 +148,9 @@ def test_a_run_stops_before_it_and_goes_on_without_it(
     assert [line['step'] for line in lines[0]] == [3, 6, 7]
     assert [line.get('train/refused_steps') for line in lines[0]] == [None, 1, 1]
     chex.assert_trees_all_equal(*(checkpoints.restore_variables(d)[0] for d in (whole, parts)))
+    shutil.rmtree(whole / 'checkpoints' / '7')
+    with pytest.raises(UserError, match='has left out 1 steps .* skip_nonfinite = 0 allows'):
+        train(config(0), whole)
 
 
 def check_record_and_replay(workdir, capfd):
