@@ -136,8 +136,8 @@ class Trainer:
         self.refused, allowed = progress.get('refused', 0), self.run.train.skip_nonfinite
         if self.refused > allowed:
             raise UserError(
-                f'{self.workdir}: the run has left out {self.refused} steps that were not finite, '
-                f'more than config.train.skip_nonfinite = {allowed} allows; raise it.'
+                f'{self.workdir}: {self.refused} of its steps were not finite and left out, more '
+                f'than config.train.skip_nonfinite = {allowed} allows; raise it.'
             )
         own = ('learning_rate', 'param_norm', *self.program.objective.momentary)
         self.interval = Interval(own, progress.get('interval'))
