@@ -103,6 +103,8 @@ def make_train_step(
         average=train.ema,
         average_decay=train.ema.decays(clock),
         mesh=mesh,
+        skip_nonfinite=train.skip_nonfinite,
+        health=experiment.log.health,
     )
 
 

@@ -2,8 +2,8 @@
 atomically, by Orbax.
 
 A checkpoint has three items: `variables` (all trained collections; a frozen teacher is read from
-its own file again), `optimizer`, and `progress` (step and data iterator state, JSON). Its metadata
-say what made it (`mim_jax.provenance`).
+its own file again), `optimizer`, and `progress` (JSON: the step, the data iterator's state, and
+what else the host keeps of a run). Its metadata say what made it (`mim_jax.provenance`).
 """
 
 import concurrent.futures
@@ -145,9 +145,9 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
 
-    def save(self, step: int, state: TrainState, data_state: Any) -> None:
-        """Starts an asynchronous save of the state after `step` updates; a step already saved is
-        left alone.
+    def save(self, step: int, state: TrainState, progress: dict[str, Any]) -> None:
+        """Starts an asynchronous save of the state after `step` steps, and of what the host keeps
+        beside it (fit for JSON, the same on every process); a step already saved is left alone.
 
         Raises UserError where this save or the one before it fails.
         """
@@ -159,15 +159,17 @@ class Checkpoints:
                 args=ocp.args.Composite(
                     variables=ocp.args.StandardSave(saved_variables(state.variables)),
                     optimizer=ocp.args.StandardSave(state.opt_state),
-                    progress=ocp.args.JsonSave({'step': step, 'data': data_state}),
+                    progress=ocp.args.JsonSave({'step': step, **progress}),
                 ),
                 custom_metadata=self._made_by,
             )
         # Orbax has waited for the save before this one: that one is whole.
         self._seal(step)
 
-    def restore(self, abstract: TrainState, *, step: int | None = None) -> tuple[TrainState, Any]:
-        """The newest state (or that of `step`) and the data iterator's state.
+    def restore(
+        self, abstract: TrainState, *, step: int | None = None
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """The newest state (or that of `step`), and the `progress` that was saved with it.
 
         Args:
             abstract: jax.ShapeDtypeStruct leaves with shardings, frozen collections left out.
@@ -182,11 +184,20 @@ class Checkpoints:
                     progress=ocp.args.JsonRestore(),
                 ),
             )
-        counter = jax.make_array_from_callback(
-            (), abstract.step.sharding, lambda _: np.asarray(step, abstract.step.dtype)
+        progress = restored['progress']
+
+        def counter(abstract: jax.ShapeDtypeStruct, count: int) -> jax.Array:
+            return jax.make_array_from_callback(
+                (), abstract.sharding, lambda _: np.asarray(count, abstract.dtype)
+            )
+
+        state = TrainState(
+            counter(abstract.step, step),
+            restored['variables'],
+            restored['optimizer'],
+            refused=counter(abstract.refused, progress.get('refused', 0)),
         )
-        state = TrainState(counter, restored['variables'], restored['optimizer'])
-        return state, restored['progress']['data']
+        return state, progress
 
     def wait(self) -> None:
         """Until the save under way, if any, is on disk. Raises UserError where it fails."""

@@ -31,6 +31,8 @@ class TrainConfig:
     whole_batches: every duration in epochs, of any section, counts an epoch as its whole batches
       (625 of 2,048 for ImageNet-1K), as code does that drops the last, partial one. Which images a
       batch holds does not change: an epoch's last ones share a batch with the next one's first.
+    skip_nonfinite: so many steps of the run whose loss or gradient is not finite are left out; one
+      more stops it. Either way such a step changes no parameter.
     """
 
     total_steps: Number | None = None
@@ -38,6 +40,7 @@ class TrainConfig:
     total_examples: Examples | None = None
     accumulation: int = 1
     whole_batches: bool = False
+    skip_nonfinite: Number = 0
     ema: Average = Average()
 
     def __post_init__(self):

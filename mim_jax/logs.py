@@ -17,10 +17,35 @@ from pathlib import Path
 
 import numpy as np
 
+from mim_jax import terminal
 from mim_jax.ranges import Examples, NotNegative, Number, Percent
 
 METRICS_FILE = 'metrics.jsonl'
 SUPERSEDED_FILE = 'metrics.superseded.jsonl'
+
+# TensorBoard's page "Custom Scalars": charts of several curves, by expressions for their names.
+LAYOUT = {
+    category: {title: ['Multiline', names] for title, names in charts.items()}
+    for category, charts in {
+        'Progress': {
+            'loss': ['train/loss'],
+            'evaluation': [r'eval/[^/]+/(top1.*|miou|rankme|lidar)'],
+            'learning rate': ['train/learning_rate'],
+        },
+        'Health': {
+            'gradient norm, by block': ['health/grad_norm/.*'],
+            'update to weight, by block': ['health/update_ratio/.*'],
+            'effective rank of features': ['health/effective_rank'],
+            'deviation of features': ['health/feature_std'],
+            'variance of predictions and targets': ['health/(prediction|target)_variance'],
+            'share of tokens morphed': ['health/morphed_share'],
+        },
+        'Speed': {
+            'images per second': ['speed/images_per_second'],
+            'wait for data': ['speed/wait_share'],
+        },
+    }.items()
+}
 
 # Peak dense bfloat16 FLOP/s of one JAX device; the first expression found in `device_kind` wins.
 # TPU: cloud.google.com/tpu/docs (v2, v3 and v7x chips show as two devices each, so half a chip).
@@ -54,7 +79,8 @@ PEAK_BF16_FLOPS: tuple[tuple[str, float], ...] = (
 class LogConfig:
     """Config section `log`.
 
-    every_steps: the training metrics of every so many-th step are written, as they were.
+    every_steps: a line with the means of the training metrics is written once per so many steps.
+    health: every line says as well how the run fares (`health/…`: norms, features).
     pictures_every_*: how often pictures go to TensorBoard (at most one; none: only at the end).
     num_pictures: images per picture sheet.
     tensorboard: write TensorBoard events beside metrics.jsonl.
@@ -63,6 +89,7 @@ class LogConfig:
     """
 
     every_steps: int = 50
+    health: bool = True
     pictures_every_steps: Number | None = None
     pictures_every_epochs: NotNegative | None = None
     pictures_every_examples: Examples | None = None
@@ -110,6 +137,7 @@ class Logger:
 
             purge = None if resume_step is None else resume_step + 1
             self._events = SummaryWriter(str(workdir / 'tensorboard'), purge_step=purge)
+            self._events.add_custom_scalars(LAYOUT)
         if config.wandb is not None:
             from mim_jax.wandb_writer import WandbWriter
 
@@ -119,7 +147,10 @@ class Logger:
             from tqdm import tqdm
 
             self._bar = tqdm(
-                total=total_steps, initial=resume_step or 0, unit='step', dynamic_ncols=True
+                total=total_steps,
+                initial=resume_step or 0,
+                dynamic_ncols=True,
+                bar_format='step {n_fmt}/{total_fmt}{postfix} |{bar}|',
             )
         if moved:
             where = 'the start' if resume_step is None else f'step {resume_step}'
@@ -154,8 +185,8 @@ class Logger:
             self._wandb.pictures(step, pictures)
 
     def progress(self, step: int) -> None:
-        """Moves the progress bar; cheap, for every step."""
-        if self._bar is not None:
+        """Moves the progress bar on; cheap, for every step."""
+        if self._bar is not None and step > self._bar.n:
             self._bar.update(step - self._bar.n)
 
     def message(self, text: str) -> None:
@@ -176,43 +207,10 @@ class Logger:
         self._is_main = False
 
     def _show(self, step: int, values: Mapping[str, float]) -> None:
-        if self._bar is not None and any(name.startswith('train/') for name in values):
-            self.progress(step)
-            self._bar.set_postfix_str('  '.join(describe(values)))
+        if self._bar is not None and 'train/loss' in values:
+            self._bar.set_postfix_str(terminal.beside_bar(self._total_steps, values))
         else:
-            share = f' ({step / self._total_steps:.0%})' if self._total_steps else ''
-            head = f'step {step:>{len(str(self._total_steps))}}/{self._total_steps}{share}'
-            self.message('  '.join([head, *describe(values)]))
-
-
-def describe(values: Mapping[str, float]) -> list[str]:
-    """Short texts for the terminal: the prefix train/ dropped, speeds in units people read."""
-    readable = {
-        'speed/images_per_second': lambda v: f'{v:.{0 if v >= 100 else 1}f} img/s',
-        'speed/step_seconds': lambda v: f'{v * 1e3:.{0 if v >= 0.1 else 1}f} ms/step',
-        'speed/wait_share': lambda v: f'wait {v:.0%}',
-        'speed/mfu': lambda v: f'MFU {v:.1%}',
-        'speed/eta_seconds': lambda v: f'ETA {format_seconds(v)}',
-    }
-    texts = []
-    for name, value in values.items():
-        if name in readable and math.isfinite(value):
-            texts.append(readable[name](value))
-        else:
-            texts.append(f'{name.removeprefix("train/")} {value:.4g}')
-    return texts
-
-
-def format_seconds(seconds: float) -> str:
-    """5.2 -> '5s', 310 -> '5m10s', 7500 -> '2h05m', 200000 -> '2d07h'."""
-    minutes, s = divmod(round(seconds), 60)
-    hours, m = divmod(minutes, 60)
-    days, h = divmod(hours, 24)
-    if days:
-        return f'{days}d{h:02d}h'
-    if hours:
-        return f'{hours}h{m:02d}m'
-    return f'{minutes}m{s:02d}s' if minutes else f'{s}s'
+            self.message(terminal.line(step, self._total_steps, values))
 
 
 def read_metrics(workdir: str | os.PathLike) -> list[dict]:

@@ -51,7 +51,7 @@ def run(arguments: list[str], stop: Stop) -> None:
     distributed.initialize()
     if distributed.is_joined():
         stop.joined()
-    _use_compilation_cache()
+    use_compilation_cache()
     from mim_jax.summary import summary
     from mim_jax.trainer import Trainer
 
@@ -115,7 +115,7 @@ def _prepare_simulated_devices() -> None:
         os.environ.setdefault('NPROC', str(4 * int(found.group(1))))
 
 
-def _use_compilation_cache() -> None:
+def use_compilation_cache() -> None:
     """Keeps compiled programs for later runs, in JAX_COMPILATION_CACHE_DIR or ~/.cache."""
     import jax
 

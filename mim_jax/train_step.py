@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import optax
 from flax import traverse_util
 
-from mim_jax import averages, keys, sharding
+from mim_jax import averages, keys, norms, sharding
 from mim_jax.averages import Average
 from mim_jax.losses import Weighted
+from mim_jax.nonfinite import MUST_BE_FINITE
 from mim_jax.optimizers import Schedule, trained
 
 Batch = dict[str, jax.Array]
@@ -26,12 +27,14 @@ class TrainState:
 
     `variables` holds the collections of the objective: `params` (trained, float32), `teacher`
     (frozen, loaded from a file and not saved in checkpoints), `ema` (an average of `params`),
-    `state` (whatever else a method carries along).
+    `state` (whatever else a method carries along). `refused` counts the steps whose loss or
+    gradient was not finite: they changed nothing.
     """
 
     step: jax.Array
     variables: dict[str, Any]
     opt_state: Any
+    refused: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +53,10 @@ class TrainStep:
         average: which parameters have an average `ema`.
         average_decay: function step -> decay of that average, or None.
         mesh: the device mesh the batch is split over.
+        skip_nonfinite: so many steps may be refused. One more, and the state stands still, as it
+            was before that step, whatever follows.
+        health: the metrics have the `norms.norms` of the gradient, and of updates in proportion to
+            the parameters, block by block, too.
     """
 
     objective: Any
@@ -62,6 +69,8 @@ class TrainStep:
     average_decay: Schedule | None
     mesh: jax.sharding.Mesh
     frozen: tuple[str, ...] = ()
+    skip_nonfinite: int = 0
+    health: bool = False
 
     def init(
         self, images: jax.ShapeDtypeStruct | jax.Array, started: dict[str, Any] | None = None
@@ -77,19 +86,19 @@ class TrainStep:
             variables['params'] = traverse_util.unflatten_dict(flat)
         if self.average_decay is not None:
             variables['ema'] = jax.tree.map(jnp.array, self.average.of(variables['params']))
-        opt_state = self.optimizer.init(self._trained(variables['params']))
-        return TrainState(jnp.zeros((), jnp.int32), variables, opt_state)
+        opt_state = self.optimizer.init(self.trained(variables['params']))
+        zero = jnp.zeros((), jnp.int32)
+        return TrainState(zero, variables, opt_state, refused=zero)
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         """One update. `batch` is as read from disk: the arrays of `mim_jax.data.batch_spec`, such
-        as images uint8 [B, H, W, C] and labels int32 [B].
+        as images uint8 [B, H, W, C] and labels int32 [B]. Metrics are float32 scalars, but for
+        `blocks` (see `health`).
         """
-        key = jax.random.fold_in(jax.random.key(self.seed), state.step)
-        batch = {**batch, 'keys': keys.per_example(key, batch['images'].shape[0])}
-        grads, metrics, extra = self._gradients(state, batch, keys.named(key, 'loss'))
-        params = self._trained(state.variables['params'])
-        updates, opt_state = self.optimizer.update(grads, state.opt_state, params)
-        params = state.variables['params'] | optax.apply_updates(params, updates)
+        grads, metrics, extra = self.gradients(state, batch)
+        before = self.trained(state.variables['params'])
+        updates, opt_state = self.optimizer.update(grads, state.opt_state, before)
+        params = state.variables['params'] | optax.apply_updates(before, updates)
         variables = {**state.variables, 'params': params}
         if extra:
             variables['state'] = extra
@@ -101,9 +110,49 @@ class TrainStep:
             'grad_norm': optax.tree.norm(grads),
             'param_norm': optax.tree.norm(params),
         }
-        return TrainState(state.step + 1, variables, opt_state), metrics
+        if self.health:
+            metrics['blocks'] = {
+                'grad_norm': norms.norms(grads),
+                'update_ratio': norms.ratios(updates, before),
+            }
+        return self._unless_refused(state, variables, opt_state, metrics), metrics
 
-    def _trained(self, params: dict[str, Any]) -> dict[str, Any]:
+    def gradients(self, state: TrainState, batch: Batch) -> tuple[Any, dict[str, jax.Array], Any]:
+        """Gradients of the trained parameters, metrics (`loss` and the objective's), and the new
+        `state` collection.
+        """
+        batch, key = self.drawn(state, batch)
+        return self._gradients(state, batch, key)
+
+    def drawn(self, state: TrainState, batch: Batch) -> tuple[Batch, jax.Array]:
+        """The batch with its `keys` [B], and the key for draws that all of it shares."""
+        key = jax.random.fold_in(jax.random.key(self.seed), state.step)
+        keyed = {**batch, 'keys': keys.per_example(key, batch['images'].shape[0])}
+        return keyed, keys.named(key, 'loss')
+
+    def _unless_refused(
+        self, old: TrainState, variables: dict[str, Any], opt_state: Any, metrics: dict
+    ) -> TrainState:
+        """The state with these new variables, or where they would not be finite with its old ones:
+        the step is over then, schedules go on, moments and parameters stay.
+        """
+        finite = jnp.isfinite(jnp.stack([metrics[name] for name in MUST_BE_FINITE])).all()
+        refused = old.refused + jnp.where(finite, 0, 1)
+        moves = refused <= self.skip_nonfinite
+
+        def chosen(new: Any, kept: Any) -> Any:
+            if isinstance(new, optax.ScaleByScheduleState):
+                return jax.tree.map(lambda n, k: jnp.where(moves, n, k), new, kept)
+            return kept if new is kept else jnp.where(finite & moves, new, kept)
+
+        new, kept = (variables, opt_state), (old.variables, old.opt_state)
+        variables, opt_state = jax.tree.map(
+            chosen, new, kept, is_leaf=lambda x: isinstance(x, optax.ScaleByScheduleState)
+        )
+        return TrainState(old.step + jnp.where(moves, 1, 0), variables, opt_state, refused)
+
+    def trained(self, params: dict[str, Any]) -> dict[str, Any]:
+        """The parts of the parameters that are trained."""
         return trained(params, frozen=self.frozen)
 
     def _gradients(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[Any, dict, Any]:
@@ -122,7 +171,7 @@ class TrainStep:
             return value, ({'loss': value, **metrics}, extra, weight)
 
         gradient = jax.grad(loss, has_aux=True)
-        params = self._trained(state.variables['params'])
+        params = self.trained(state.variables['params'])
         extra = state.variables.get('state', {})
         if self.accumulation == 1:
             grads, (metrics, extra, _) = gradient(params, extra, batch)

@@ -2,7 +2,6 @@
 
 import collections
 import functools
-import math
 import time
 from collections.abc import Callable, Container
 from pathlib import Path
@@ -16,14 +15,20 @@ from mim_jax import (
     checkpoints,
     data,
     fingerprints,
+    health,
+    nonfinite,
+    norms,
     provenance,
     sharding,
     wandb_writer,
     work_directory,
 )
+from mim_jax.early_warnings import Watch
 from mim_jax.errors import UserError
 from mim_jax.evaluation import Evaluation
 from mim_jax.experiment import Experiment
+from mim_jax.intervals import Interval
+from mim_jax.last_words import last_words
 from mim_jax.logs import Logger, Throughput, peak_flops, read_metrics
 from mim_jax.program import Program
 from mim_jax.stopping import Interrupted, Stop
@@ -32,8 +37,6 @@ from mim_jax.train_step import TrainState
 # Steps handed to the device before their metrics are looked at: enough that it never waits for the
 # host, few enough that only so many batches are in flight.
 IN_FLIGHT = 2
-# What is said of evaluations in the end: accuracies, mean intersection over union.
-HEADLINES = ('/top1', '/miou')
 
 
 class Trainer:
@@ -64,6 +67,7 @@ class Trainer:
         if self.start:
             self.fingerprints['init'] = fingerprints.of(self.start.params)
         self.pretrained = self.program.placed(read)
+        self.checkup = lambda state, batch: {}  # see `health.compiled_checkup`
         self._pictured = None  # the batch of every picture of this run
         clock = self.program.clock
         self.total = clock.total_steps
@@ -88,7 +92,7 @@ class Trainer:
     def finished(self) -> bool:
         """Whether nothing is left to do: the last checkpoint is there, and was evaluated."""
         return self.found.step == self.total and (
-            not self.evaluation.evaluators or bool(self._logged(self.total))
+            not self.evaluation.evaluators or self._evaluated(self.total)
         )
 
     def kept(self) -> str:
@@ -98,13 +102,10 @@ class Trainer:
             return 'nothing was saved yet'
         return f'the checkpoint of step {steps[-1]} is kept, the same command goes on from it'
 
-    def _logged(self, step: int) -> dict[str, float]:
-        """The figures of the evaluation at a step, by this process or one before it."""
-        found = {}
-        for line in read_metrics(self.workdir):
-            if line['step'] == step:
-                found |= {k: v for k, v in line.items() if k.startswith('eval/') and v is not None}
-        return found
+    def _evaluated(self, step: int) -> bool:
+        """Whether there are figures of an evaluation at a step, by this process or another."""
+        lines = [line for line in read_metrics(self.workdir) if line['step'] == step]
+        return any(name.startswith('eval/') for line in lines for name in line)
 
     def train(self, stop: Stop | None = None) -> None:
         """Trains to the end, or to SIGTERM or Ctrl-C, from wherever the work directory has come to.
@@ -153,7 +154,20 @@ class Trainer:
             return
         if self.evaluation.missing:
             self.logger.message(self.evaluation.missing)
-        self.state, self.batches = self._start()
+        self.state, self.batches, progress = self._start()
+        self.refused, allowed = progress.get('refused', 0), self.run.train.skip_nonfinite
+        if self.refused > allowed:
+            raise UserError(
+                f'{self.workdir}: {self.refused} of its steps were not finite and left out, more '
+                f'than config.train.skip_nonfinite = {allowed} allows; raise it.'
+            )
+        own = ('learning_rate', 'param_norm', *self.program.objective.momentary)
+        self.interval = Interval(own, progress.get('interval'))
+        self.watch = Watch(
+            read_metrics(self.workdir),
+            warmup=self.program.clock.steps(self.run.optimizer, 'warmup', path='optimizer') or 0,
+            workers=self.run.data.workers,
+        )
         if first >= self.total:  # the run ended in its last evaluation
             self._look()
             self.logger.message(self._last_words())
@@ -164,6 +178,7 @@ class Trainer:
             self._evaluate()
         put = functools.partial(sharding.put_batch, mesh=self.program.mesh)
         self.feed = data.device_prefetch(self.batches, put, check=stop.check)
+        self._seen = first, self.feed.state
         try:
             stopped = self._steps(step_fn, stop)
             self.checkpoints.wait()  # what is said to be saved is on the disk
@@ -178,7 +193,8 @@ class Trainer:
     def _steps(self, step_fn: Callable, stop: Stop) -> str | None:
         """All steps that remain, or those until a signal, whose name is returned."""
         first = self.done + 1
-        in_flight = collections.deque()  # steps and their metrics
+        # Steps, the data's state after them, their metrics, and a checkup of some images.
+        in_flight = collections.deque()
 
         def log(down_to: int = 0) -> None:
             while len(in_flight) > down_to:
@@ -190,7 +206,8 @@ class Trainer:
                     batch = next(self.feed)
                 self.state, metrics = step_fn(self.state, batch)
                 self.done += 1
-                in_flight.append((self.done, metrics))
+                checkup = self.checkup(self.state, batch) if self._has_line(self.done) else {}
+                in_flight.append((self.done, self.feed.state, metrics, checkup))
                 if self.done == first:
                     jax.block_until_ready(metrics)
                     self.speed.start(self.done)
@@ -226,15 +243,7 @@ class Trainer:
             self._report('pictures', self._draw)
 
     def _last_words(self) -> str:
-        """The last figures beside those of the start, and where everything is."""
-        first, last = self._logged(0), self._logged(self.total)
-        figures = [
-            f'{name.removeprefix("eval/")} {value:.4g}'
-            + (f' (at first {first[name]:.4g})' if name in first else '')
-            for name, value in last.items()
-            if name.endswith(HEADLINES)
-        ]
-        return f'done: {", ".join([*figures, f"all of it is in {self.workdir}"])}'
+        return last_words(read_metrics(self.workdir), total=self.total, workdir=self.workdir)
 
     def _report(self, what: str, function: Callable[[], None]) -> None:
         """Calls what looks at the state; where that fails, the run says so and goes on.
@@ -253,7 +262,10 @@ class Trainer:
             self.logger.message(f'No {what} at step {self.done}: {kind}{error}')
 
     def _save(self) -> None:
-        self.checkpoints.save(self.done, self.state, self.feed.state)
+        """Saves the state, which is that after the last step whose metrics were looked at."""
+        step, data_state = self._seen
+        progress = {'data': data_state, 'refused': self.refused, 'interval': self.interval.state}
+        self.checkpoints.save(step, self.state, progress)
         self._saved_at = time.monotonic()
 
     def _long_unsaved(self) -> bool:
@@ -270,8 +282,10 @@ class Trainer:
 
         return bool(multihost_utils.broadcast_one_to_all(np.int32(overdue)))
 
-    def _start(self) -> tuple[TrainState, Any]:
-        """The state and the data, from the newest checkpoint or from the beginning."""
+    def _start(self) -> tuple[TrainState, Any, dict[str, Any]]:
+        """The state, the data and what the host keeps beside them (`_save`), from the newest
+        checkpoint or from the beginning.
+        """
         batches = data.train_batches(
             self.source,
             self.run.data,
@@ -286,14 +300,15 @@ class Trainer:
             start, self.start = self.start, None
             for line in start.lines if start else ():
                 self.logger.message(line)
-            return self.program.init(self.pretrained, start and start.params), batches
-        state, data_state = self.checkpoints.restore(self.program.restorable(), step=step)
-        batches.set_state(data_state)
+            return self.program.init(self.pretrained, start and start.params), batches, {}
+        state, progress = self.checkpoints.restore(self.program.restorable(), step=step)
+        batches.set_state(progress['data'])
         self.logger.message(f'{self.workdir}: resuming after step {step} of {self.total}.')
         before = provenance.read(checkpoints.directory(self.workdir) / str(step))
         for line in provenance.news(before, self.made_by):
             self.logger.message(line)
-        return state.replace(variables={**self.pretrained, **state.variables}), batches
+        state = state.replace(variables={**self.pretrained, **state.variables})
+        return state, batches, progress
 
     def _compile(self) -> Any:
         traced = self.program.trace()
@@ -309,6 +324,8 @@ class Trainer:
         self.logger.message('compiling the step …')
         began = time.monotonic()
         compiled = traced.lower().compile()
+        if self.run.log.health:
+            self.checkup = health.compiled_checkup(self.program)
         self.logger.message(f'compiled in {time.monotonic() - began:.0f} s')
         return compiled
 
@@ -317,22 +334,63 @@ class Trainer:
         every = self.every[name]
         return self.done == self.total or bool(every and self.done % every == 0)
 
-    def _log(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Waits for the step's metrics, checks them, and writes them if it is time."""
+    def _has_line(self, step: int) -> bool:
+        return step % self.run.log.every_steps == 0 or step == self.total
+
+    def _log(self, step: int, data_state: Any, metrics: dict, checkup: dict) -> None:
+        """Waits for the step's metrics, checks them, and writes their means if it is time."""
+        blocks = metrics.pop('blocks', {})
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        for name in ('loss', 'grad_norm', 'param_norm'):
-            if not math.isfinite(metrics[name]):
-                good = self.checkpoints.latest_step
-                saved = f'the checkpoint of step {good} is good' if good else 'nothing was saved'
-                raise UserError(
-                    f'Step {step}: {name} is {metrics[name]}, so the run was stopped; {saved}. A '
-                    'lower optimizer.learning_rate or a smaller optimizer.clip_norm often helps.'
-                )
-        if step % self.run.log.every_steps == 0 or step == self.total:
-            values = {f'train/{name}': value for name, value in metrics.items()}
+        if nonfinite.wrong(metrics):
+            self._refused(step, metrics)
+        else:
+            self.interval.add(metrics)
+        self._seen = step, data_state
+        if self._has_line(step):
+            values = {f'train/{name}': value for name, value in self.interval.take().items()}
+            if self.refused:
+                values['train/refused_steps'] = self.refused
             if self.batches.num_corrupt:
                 values['data/corrupt_images'] = self.batches.num_corrupt
-            self.logger.scalars(step, values | self.speed.measure(step))
+            values |= self.speed.measure(step) | self._health(blocks, checkup)
+            self.logger.scalars(step, values)
+            for warning in self.watch.add({'step': step, **values}):
+                self.logger.message(warning)
+
+    def _health(self, blocks: dict, checkup: dict) -> dict[str, float]:
+        """How the run fares by the norms of a step and by a checkup of some of its images."""
+        trained = self.program.step.trained(self.program.abstract_state.variables['params'])
+        names = norms.names(trained)
+        found = health.figures(jax.device_get(checkup)) if checkup else {}
+        for kind, values in jax.device_get(blocks).items():
+            for name, value in zip(names, values, strict=True):
+                found[f'health/{kind}/{name}'] = float(value)
+        return found
+
+    def _refused(self, step: int, metrics: dict[str, float]) -> None:
+        """Records a step that `TrainStep` refused. One too many ends the run, in whose state no
+        step has moved since.
+        """
+        wrong = nonfinite.wrong(metrics)
+        record = nonfinite.record(self.workdir, step, metrics, self.batches.items(step - 1))
+        look = f'{record}; {nonfinite.command(self.workdir, step)} repeats it and looks for those '
+        look += 'to blame.'
+        allowed = self.run.train.skip_nonfinite
+        if self.refused < allowed:
+            self.refused += 1
+            count = f'{self.refused} of at most {allowed}'
+            self.logger.message(f'Step {step}: {wrong}; it was left out ({count}). {look}')
+            return
+        saved = 'nothing was to be saved'
+        if step > 1:
+            self._save()
+            self.checkpoints.wait()
+            saved = f'step {step - 1} is saved'
+        raise UserError(
+            f'Step {step}: {wrong}, so the run was stopped; the step changed nothing, {saved}. '
+            f'{look} A lower optimizer.learning_rate or a smaller optimizer.clip_norm often helps; '
+            'train.skip_nonfinite leaves such steps out, up to a number of them.'
+        )
 
     def _evaluate(self, check: Callable[[], None] = lambda: None) -> None:
         values = self.evaluation.run(self.state.variables, check=check)

@@ -23,6 +23,7 @@ from mim_jax.models.vit import ViT
 # run beyond the order of floating-point sums.
 RESUMABLE = (
     r'(mesh|checkpoint|eval|log)\.',
+    r'train\.skip_nonfinite:',  # how many there may be; none of them changes a parameter
     r'data\.(workers|threads|prefetch|max_corrupt_share|eval_split|eval_crop|source\..*path):',
     r'(model|objective)\.([^:]*\.)?(scan|remat):',  # of every network that a method has
     r'(objective|init)\.([^:]*\.)?weights: (?!None ).* -> (?!None$)',  # a file may have moved

@@ -78,6 +78,7 @@ def tiny_config(teacher_file):
         )
         config.train.update({'total_steps': 4, **train})
         config.log.update(every_steps=1, tensorboard=False, progress=False, num_pictures=2)
+        config.log.health = False  # another program to compile
         if objective == 'dtm':
             config.objective.masking.update(num_masked=6, min_block=2)
             config.objective.target.model.update(TEACHER)

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -143,28 +144,32 @@ def test_plain_line_on_a_pipe(tmp_path, capfd):
     )
     logger.close()
     out = capfd.readouterr().out
-    assert out == (
-        'step  50/100 (50%)  loss 0.4321  learning_rate 0.00015  812 img/s  158 ms/step  wait 2%'
-        '  MFU 41.3%  ETA 4m12s\n'
-    )
+    assert out == 'step  50/100 (50%)  loss 0.4321  lr 0.00015  812 img/s  ETA 4m12s  wait 2%\n'
 
 
-def test_progress_bar_shows_the_loss(tmp_path, capfd):
-    logger = make_logger(tmp_path, config=logs.LogConfig(tensorboard=False, progress=True))
-    logger.scalars(50, {'train/loss': 0.43211})
-    logger.scalars(50, {'eval/knn/top1': 0.5})
+def test_the_bar_fits_80_columns_and_never_goes_back(tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv('COLUMNS', '80')
+    monkeypatch.setenv('LINES', '24')
+    config = logs.LogConfig(tensorboard=False, progress=True)
+    logger = logs.Logger(tmp_path, config, total_steps=390_000, is_main=True, resume_step=300_000)
+    speed = {'speed/images_per_second': 12_345.0, 'speed/eta_seconds': 43_000.0}
+    many = {f'health/grad_norm/block_{i:02}': 0.1 for i in range(24)}
+    for step in (300_050, 300_100):
+        logger.progress(step + 2)  # two steps are under way when one is logged
+        logger.scalars(step, {'train/loss': 0.43211, 'train/grad_norm': 0.2, **speed, **many})
+        logger.scalars(step, {'eval/knn/top1': 0.5})
     logger.close()
     out, err = capfd.readouterr()
     assert out == ''
-    assert '50/100' in err and 'loss 0.4321' in err and 'eval/knn/top1 0.5' in err
-
-
-@pytest.mark.parametrize(
-    'seconds, text',
-    [(5.2, '5s'), (59.7, '1m00s'), (310, '5m10s'), (7500, '2h05m'), (200_000, '2d07h')],
-)
-def test_format_seconds(seconds, text):
-    assert logs.format_seconds(seconds) == text
+    lines = [line.rstrip() for line in re.split(r'[\r\n]', err) if line.strip()]
+    assert all(len(line) <= 80 for line in lines)
+    bars = [line for line in lines if '|' in line]
+    assert bars[-1].startswith('step 300102/390000, loss 0.4321, 12345 img/s, ETA 11h56m |')
+    steps = [int(re.match(r'step (\d+)/', bar).group(1)) for bar in bars]
+    assert steps == sorted(steps) and steps[0] == 300_000
+    assert [line for line in lines if 'top1' in line] == [
+        f'step {step}/390000 (77%)  eval/knn/top1 0.5' for step in (300_050, 300_100)
+    ]
 
 
 def test_tensorboard_events(tmp_path):
@@ -183,6 +188,7 @@ def test_tensorboard_events(tmp_path):
         data = data[16 + size :]
     step, loss = values['train/loss']
     assert (step, loss.simple_value) == (7, 0.5)
+    assert 'custom_scalars__config__' in values
     step, picture = values['pictures/groups']
     assert (step, picture.image.height, picture.image.width) == (7, 8, 12)
 
@@ -218,6 +224,20 @@ class Clock:
 
     def __call__(self):
         return self.now
+
+
+def test_every_chart_of_the_layout_finds_its_curves():
+    names = ['train/loss', 'train/learning_rate', 'eval/knn/top1', 'health/effective_rank']
+    names += ['health/feature_std', 'health/morphed_share', 'health/target_variance']
+    names += [f'health/{kind}/block_01' for kind in ('grad_norm', 'update_ratio')]
+    names += ['speed/images_per_second', 'speed/wait_share']
+    charts = [chart for charts in logs.LAYOUT.values() for chart in charts.values()]
+    found = [
+        sum(re.fullmatch(expression, name) is not None for name in names)
+        for _, expressions in charts
+        for expression in expressions
+    ]
+    assert found == [1] * len(charts) == [1] * len(names)
 
 
 def test_throughput_leaves_out_compilation_and_pauses():

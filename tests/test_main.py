@@ -30,6 +30,7 @@ def get_config(method='simmim'):
     config.mesh.data = 1
     config.train.total_steps = 2
     config.log.update(every_steps=1, tensorboard=False, progress=False, num_pictures=2)
+    config.log.health = False  # another program to compile
     return config
 """
 

@@ -139,23 +139,33 @@ class TrainBatches:
         self.close()
         self._position = state['next_example'] // self._config.batch_size
 
+    def items(self, position: int) -> list[int]:
+        """The numbers in the source of the images of the global batch after `position` others, in
+        its order. One that cannot be read stands for the next one that can.
+        """
+        order, size = self._order(), self._config.batch_size
+        first = position * size
+        return [order[i] % len(self._source) for i in range(first, first + size)]
+
     def close(self):
         """Ends the workers; `next` would start them again."""
         if self._iterator is not None:
             self._iterator.close()
             self._iterator = None
 
+    def _order(self):
+        """Numbers of items, which count on through the epochs, in the order of all of them."""
+        dataset = grain.MapDataset.range(len(self._source))
+        if self._config.shuffle:
+            dataset = dataset.shuffle(seed=_seeds(self._seed)[0])
+        # Without end in practice; Grain's own endless repeat overflows in batches of one.
+        return dataset.repeat(2**48 // len(self._source) + 1)
+
     def _start(self):
         config, count = self._config, self._process_count
         _tame_opencv()
-        shuffle_seed, crop_seed = _seeds(self._seed)
-        dataset = grain.MapDataset.range(len(self._source))
-        if config.shuffle:
-            dataset = dataset.shuffle(seed=shuffle_seed)
-        # Without end in practice; Grain's own endless repeat overflows in batches of one.
-        dataset = dataset.repeat(2**48 // len(self._source) + 1)
         elements = TrainElements(self._source, config, self._views)
-        dataset = dataset.random_map(elements, seed=crop_seed)
+        dataset = self._order().random_map(elements, seed=_seeds(self._seed)[1])
         dataset = dataset.batch(config.batch_size // count, batch_fn=stack)
         # Batches first, then every count-th of them: the position is a slice's start, and no
         # state of Grain's depends on the number of workers.
@@ -250,7 +260,7 @@ def _check_divides(batch_size, process_count):
 def _seeds(seed):
     """Independent seeds for order and crops. Grain's shuffle adds the epoch to its seed, so that
     without mixing, seed 1 would repeat seed 0 from the second epoch on."""
-    return (int(s) for s in np.random.SeedSequence([seed, 0]).generate_state(2))
+    return tuple(int(s) for s in np.random.SeedSequence([seed, 0]).generate_state(2))
 
 
 def _run(dataset, config):

@@ -35,7 +35,8 @@ class Evaluator(Protocol):
     def run(
         self, train: Features, test: Features | None, *, num_classes: int | None
     ) -> Iterator[tuple[str, float]]:
-        """Yields (name, value), the same on every process.
+        """Yields (name, value), the same on every process. The first is the headline, higher being
+        better: what a run names in the end.
 
         train, test: every image of the split once, each process its own share; `test` is None where
         there is none or it is not used. num_classes: labels are 0..num_classes-1; None without
@@ -62,7 +63,7 @@ class Judge(Protocol):
     max_test: int | None
 
     def judge(self, judged: Judged) -> Iterator[tuple[str, float | np.ndarray]]:
-        """Yields (name, value), the same on every process; ('confusion', int [true class, predicted
+        """Yields (name, value), as an `Evaluator` does; ('confusion', int [true class, predicted
         class]) is no figure but drawn by `mim_jax.evaluate`.
         """
         ...

@@ -14,7 +14,7 @@ from mim_jax import keys as named_keys
 from mim_jax.config import choice
 from mim_jax.errors import UserError
 from mim_jax.morphing.average import morph
-from mim_jax.morphing.base import Grouping, placed, singletons
+from mim_jax.morphing.base import Grouping, joined_share, placed, singletons
 from mim_jax.morphing.bipartite import Bipartite, bipartite_groups
 from mim_jax.morphing.clusters import KMeans, KMedoids, RandomGroups
 from mim_jax.morphing.layerwise import NO_NETWORK, Layerwise
@@ -37,6 +37,7 @@ __all__ = [
     'Morphing',
     'bipartite_groups',
     'groups_left',
+    'joined_share',
     'merges_per_step',
     'morph',
     'placed',

@@ -85,3 +85,9 @@ def placed(groups, places, *, num_tokens):
     alone = jnp.arange(num_tokens, dtype=jnp.int32)
     numbers = jnp.take_along_axis(places, groups, axis=1)
     return jax.vmap(lambda ids, values: alone.at[ids].set(values))(places, numbers)
+
+
+def joined_share(groups):
+    """Share of the tokens of groups [B,N] that are not alone in theirs, float32 scalar."""
+    same = groups[:, :, None] == groups[:, None, :]
+    return jnp.mean((same.sum(axis=-1) > 1).astype(jnp.float32))

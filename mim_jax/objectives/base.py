@@ -59,6 +59,13 @@ class Objective:
         return False
 
     @property
+    def momentary(self) -> tuple[str, ...]:
+        """Metrics of which the log shows the step's own value, such as a schedule's; of the others
+        it shows the mean since its last line.
+        """
+        return ()
+
+    @property
     def batch_parts(self) -> int:
         """The images that are computed at once must divide into so many equal parts."""
         return 1
@@ -145,6 +152,14 @@ class Objective:
             for block, level in encoded.layers.items()
         }
         return encoded.replace(layers=normed)
+
+    def health(
+        self, variables: Variables, batch: Batch, key: jax.Array, step: jax.Array
+    ) -> dict[str, jax.Array]:
+        """Scalars by name that say how a batch fares, for the log once in a while; the arguments
+        are those of `loss`, for some images of the batch.
+        """
+        return {}
 
     def pictures(
         self, variables: Variables, batch: Batch, key: jax.Array, step: jax.Array

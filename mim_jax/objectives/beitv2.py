@@ -150,10 +150,13 @@ class BEiTv2(Morphed, Targeted):
     def pictures(
         self, variables: Variables, batch: Batch, key: jax.Array, step: jax.Array
     ) -> Sheets:
-        target = self.targets(variables, batch['images'])
         hidden = panels.Mask(self.mask(variables, batch, step))
-        groups = self.morphing.panels(target, **self.morphed(batch))
+        target, given = self.grouped(variables, batch)
+        groups = self.morphing.panels(target, **given)
         return {'groups': [hidden, *groups]} if groups else {'mask': [hidden]}
+
+    def grouped(self, variables: Variables, batch: Batch) -> tuple[jax.Array, dict[str, Any]]:
+        return self.targets(variables, batch['images']), self.morphed(batch)
 
     def morphed(self, batch: Batch) -> dict[str, Any]:
         """What a grouping may look at beside the encodings."""

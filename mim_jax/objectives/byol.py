@@ -116,11 +116,14 @@ class BYOL(Morphed):
     def pictures(
         self, variables: Variables, batch: Batch, key: jax.Array, step: jax.Array
     ) -> Sheets:
-        images = batch['images']
-        target, _ = self.projections(variables['ema'], images)
-        own = keys.named(batch['keys'], 'morphing0')
-        groups = self.morphing.panels(target, keys=own, images=images, grid=self.grid)
+        target, given = self.grouped(variables, batch)
+        groups = self.morphing.panels(target, **given)
         return {'groups': groups} if groups else {}
+
+    def grouped(self, variables: Variables, batch: Batch) -> tuple[jax.Array, dict[str, Any]]:
+        images, own = batch['images'], keys.named(batch['keys'], 'morphing0')
+        target, _ = self.projections(variables['ema'], images)
+        return target, {'keys': own, 'images': images, 'grid': self.grid}
 
     def _apply(self, params: Any, head: str, x: jax.Array) -> jax.Array:
         return self._head().apply({'params': params[head]}, x)

@@ -62,6 +62,7 @@ class HPM(MAE):
                 raise ValueError(f'{name} = {getattr(self, name)} must lie in [0, 1].')
 
     averaged = ('encoder', 'decoder', 'loss_decoder')
+    momentary = ('hardest',)
 
     def bind(self, encoder: ViT, inputs: Inputs, clock: Clock | None = None) -> Objective:
         bound = super().bind(encoder, inputs, clock)

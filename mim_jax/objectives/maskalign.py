@@ -141,6 +141,12 @@ class MaskAlign(Morphed, Targeted):
             sheet.insert(0, panels.HeatMap(importance, title="teacher's attention"))
         return {'groups' if groups else 'mask': sheet}
 
+    def grouped(self, variables: Variables, batch: Batch) -> tuple[jax.Array, dict[str, Any]]:
+        taught = self.teach(variables, batch['images'])
+        visible = visible_ids(self.hide(batch, taught)[0], num_visible=self.num_visible)
+        target = side_by_side(self.whitened(taught, visible))
+        return target, {'keys': keys.named(batch['keys'], 'morphing')}
+
     def _aligned(self) -> tuple[int, ...]:
         depth = self.target.model.depth
         return tuple(range(depth - self.levels + 1, depth + 1))

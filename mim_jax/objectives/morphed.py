@@ -1,9 +1,12 @@
 """What the methods share that compare tokens on group means."""
 
 import dataclasses
+from typing import Any
 
-from mim_jax.morphing import Morphing
-from mim_jax.objectives.base import Objective
+import jax
+
+from mim_jax.morphing import Morphing, joined_share
+from mim_jax.objectives.base import Batch, Objective, Variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,3 +28,15 @@ class Morphed(Objective):
     @property
     def batch_parts(self) -> int:
         return self.morphing.shares(self.num_grouped)
+
+    def grouped(self, variables: Variables, batch: Batch) -> tuple[jax.Array, dict[str, Any]]:
+        """The tokens [B,N,D] that are grouped, and what else `morphing.groups` is given of them."""
+        raise NotImplementedError
+
+    def health(
+        self, variables: Variables, batch: Batch, key: jax.Array, step: jax.Array
+    ) -> dict[str, jax.Array]:
+        if self.morphing.schedule == 'none':
+            return {}
+        target, given = self.grouped(variables, batch)
+        return {'morphed_share': joined_share(self.morphing.groups(key, target, **given))}

@@ -81,6 +81,23 @@ class TokenPrediction(Morphed, Targeted):
             prediction = self.predict(variables, batch, mask, drop_path_keys)
         return self.reduce(self.distances(variables, batch, key, prediction), mask), {}, {}
 
+    def health(
+        self, variables: Variables, batch: Batch, key: jax.Array, step: jax.Array
+    ) -> dict[str, jax.Array]:
+        """Beside the share that is morphed the variances of prediction and target, over all tokens
+        of the batch, as means over their numbers: a prediction without any is a constant.
+        """
+        prediction = self.predict(variables, batch, self.mask(variables, batch, step))
+        found = {'prediction': prediction, 'target': self.targets(variables, batch['images'])}
+        variances = {
+            f'{name}_variance': tokens.astype(jnp.float32).var(axis=(0, 1)).mean()
+            for name, tokens in found.items()
+        }
+        return {**super().health(variables, batch, key, step), **variances}
+
+    def grouped(self, variables: Variables, batch: Batch) -> tuple[jax.Array, dict[str, Any]]:
+        return self.targets(variables, batch['images']), self.morphed(variables, batch)
+
     def pictures(
         self, variables: Variables, batch: Batch, key: jax.Array, step: jax.Array
     ) -> Sheets:
@@ -91,9 +108,8 @@ class TokenPrediction(Morphed, Targeted):
             shown = self.target.panels(self.predict(variables, batch, mask), images)
             filled = shown[-1].replace(mask=mask, title='with visible patches')
             sheets['reconstruction'] = [hidden, *shown, filled]
-        groups = self.morphing.panels(
-            self.targets(variables, images), **self.morphed(variables, batch)
-        )
+        target, given = self.grouped(variables, batch)
+        groups = self.morphing.panels(target, **given)
         if groups:
             sheets['groups'] = [hidden, *groups]
         return sheets or {'mask': [hidden]}

@@ -86,6 +86,13 @@ def test_batches_have_the_stated_shapes_and_types():
     assert next(train_batches(Numbered(encoded=True), grey, seed=0))['images'].shape[-1] == 1
 
 
+def test_items_are_the_images_of_a_global_batch():
+    batches = train_batches(Numbered(27), config(), seed=3, process_index=1, process_count=2)
+    whole = take(train_batches(Numbered(27), config(), seed=3), 9)  # over two epochs' ends
+    for position, batch in enumerate(whole):
+        assert batches.items(position) == batch['labels'].tolist()
+
+
 def test_without_shuffle_the_order_is_the_source():
     seen = labels_of(take(train_batches(Numbered(20), config(shuffle=False), seed=0), 5))
     np.testing.assert_array_equal(seen, np.tile(np.arange(20), 2))

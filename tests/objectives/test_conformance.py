@@ -4,6 +4,7 @@ A new entry of OBJECTIVES needs no line here. Frozen networks have random weight
 """
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -12,7 +13,15 @@ import jax
 import numpy as np
 import pytest
 
-from mim_jax import assembly, data, experiment, sharding, work_directory
+from mim_jax import (
+    assembly,
+    data,
+    experiment,
+    health,
+    norms,
+    sharding,
+    work_directory,
+)
 from mim_jax import config as configs
 from mim_jax.checkpoints import Checkpoints
 from mim_jax.clock import Clock
@@ -188,6 +197,25 @@ def test_pictures_are_panels_and_masks_are_exact(method):
     chex.assert_trees_all_equal_shapes_and_dtypes(state, expected)
     encoded = jax.eval_shape(objective.features, variables, batch['images'])
     assert encoded.tokens.shape == (BATCH, num_tokens, objective.encoder.width)
+
+
+def test_health_is_scalars_and_features(method):
+    """Shapes alone: nothing is compiled."""
+
+    def change(config):
+        if 'morphing' in config.objective:
+            config.objective.morphing.schedule = 'random'
+
+    program = make_program(method, change=change, data=2, fsdp=2)
+    given = program.abstract_state, program.abstract_batch
+    found = jax.eval_shape(functools.partial(health.checkup, program), *given)
+    assert found.pop('features').shape == (BATCH, program.run.model.width)
+    assert all(x.shape == () and x.dtype == np.float32 for x in found.values())
+    assert ('morphed_share' in found) == hasattr(program.objective, 'morphing')
+    params = program.abstract_state.variables['params']
+    names = norms.names(params)
+    assert jax.eval_shape(norms.norms, params).shape == (len(names),)
+    assert f'block_{program.run.model.depth:02}' in names
 
 
 def test_an_average_that_lacks_a_part_is_refused(method):
