@@ -16,7 +16,7 @@ from mim_jax.logs import LogConfig
 from mim_jax.models.vit import ViT
 from mim_jax.objectives import OBJECTIVES
 from mim_jax.optimizers import OptimizerConfig
-from mim_jax.ranges import Count, Examples, NotNegative, Number, Percent, Seed
+from mim_jax.ranges import Batch, Examples, NotNegative, Number, Percent, Seed
 from mim_jax.sharding import MeshConfig
 from mim_jax.warm_start import InitConfig
 
@@ -36,13 +36,9 @@ class TrainConfig:
     total_steps: Number | None = None
     total_epochs: NotNegative | None = None
     total_examples: Examples | None = None
-    accumulation: int = 1
+    accumulation: Batch = 1
     whole_batches: bool = False
     ema: Average = Average()
-
-    def __post_init__(self):
-        if self.accumulation < 1:
-            raise ValueError(f'accumulation = {self.accumulation} must be at least 1.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +54,7 @@ class _EvalConfig:
     every_epochs: NotNegative | None = None
     every_examples: Examples | None = None
     every_percent: Percent | None = None
-    batch_size: Count | None = None
+    batch_size: Batch | None = None
     use_ema: bool = False
 
     def __post_init__(self):

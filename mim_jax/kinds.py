@@ -22,7 +22,7 @@ def described(kind: Any) -> str:
     for alternative in inner:
         if typing.get_origin(alternative) is typing.Annotated:
             texts.append(str(typing.get_args(alternative)[1].usual))
-    return ', '.join(dict.fromkeys(texts))
+    return ', '.join(filter(None, dict.fromkeys(texts)))
 
 
 def bare(kind: Any) -> Any:
@@ -64,7 +64,8 @@ def _converted(value: Any, kind: Any) -> Any:
     if kind is types.NoneType:
         return None if value is None else _FAILED
     if typing.get_origin(kind) is typing.Literal:
-        return value if value in typing.get_args(kind) else _FAILED
+        same = (a for a in typing.get_args(kind) if type(a) is type(value) and a == value)
+        return next(same, _FAILED)  # True is no 1
     if typing.get_origin(kind) is tuple:
         kinds = typing.get_args(kind)
         if isinstance(value, (int, float)) and kinds[-1] is Ellipsis:

@@ -10,6 +10,7 @@ import numpy as np
 from mim_jax.data.decode import CorruptImage
 from mim_jax.data.fields import Field, image_fields, label_field
 from mim_jax.errors import UserError
+from mim_jax.ranges import Classes
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.gif', '.tif', '.tiff', '.ppm', '.pgm')
 # Names under which the parts of a set are found, in the order of preference.
@@ -45,7 +46,7 @@ class Folder:
     path: str | None = None
     pairs: bool = False
     map_path: str | None = None
-    map_classes: int | None = None
+    map_classes: Classes | None = None
     reduce_zero_label: bool = False
 
     def __post_init__(self):

@@ -16,6 +16,7 @@ from mim_jax.data.decode import CorruptImage
 from mim_jax.data.fields import Field, image_fields
 from mim_jax.data.shards import check_shards
 from mim_jax.errors import UserError
+from mim_jax.ranges import Classes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Tfds:
     dataset: str | None = None
     path: str | None = None
     map: str | None = None
-    map_classes: int | None = None
+    map_classes: Classes | None = None
     reduce_zero_label: bool = False
 
     def __post_init__(self):

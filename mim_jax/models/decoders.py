@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Annotated
 
 import flax.linen as nn
 import jax
@@ -12,6 +13,7 @@ from mim_jax.models.initializers import normal_token
 from mim_jax.models.positions import RelativePosition, sincos_table
 from mim_jax.models.tokenwise import Linear, layer_norm
 from mim_jax.models.vit import ViT
+from mim_jax.ranges import Positive, Range, Width
 
 # Parts of a decoder of patches that come before its blocks: decoders that are fed the same tokens
 # can share one's.
@@ -25,11 +27,11 @@ class MAEDecoder:
     Parameters: embed, mask_token, blocks (as in the encoder), norm, predict.
     """
 
-    width: int = 512
-    depth: int = 8
-    heads: int = 16
-    mlp_ratio: float = 4.0
-    norm_eps: float = 1e-6
+    width: Width = 512
+    depth: Annotated[int, Range(0, 1000)] = 8
+    heads: Width = 16
+    mlp_ratio: Positive = 4.0
+    norm_eps: Positive = 1e-6
     initialization: str = 'mae'
     scan: bool = True
     remat: str = 'none'
