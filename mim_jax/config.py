@@ -77,10 +77,11 @@ def build(cls: type, section: Mapping, *, path: str) -> Any:
     """Makes `cls` from its config section; `path` is where the section stands in the config, for
     error messages.
     """
+    _check_section(section, path)
     known = {field.name: (field, kind) for field, kind in fields(cls)}
     for key in section:
         if key not in known:
-            raise UserError(unknown(_join(path, key), key, known))
+            raise UserError(unknown(_join(path, str(key)), str(key), known))
     values = {}
     for key, value in section.items():
         field, kind = known[key]
@@ -95,7 +96,16 @@ def build(cls: type, section: Mapping, *, path: str) -> Any:
     try:
         return cls(**values)
     except ValueError as error:
-        raise UserError(f'{_join("config", path)}: {error}') from error
+        told = kinds.shown(str(error), longest=600)
+        raise UserError(f'{_join("config", path)}: {told}') from error
+
+
+def _check_section(section: Any, path: str) -> None:
+    if not isinstance(section, (Mapping, ConfigDict)):
+        raise UserError(
+            f'config.{path} = {kinds.shown(repr(section))}: it is a section of several fields, and '
+            f'no {type(section).__name__}.'
+        )
 
 
 def _join(path: str, key: str) -> str:
@@ -106,7 +116,11 @@ def load(spec: str) -> ConfigDict:
     """Runs `get_config` of the Python file named by `spec`, "FILE.py" or "FILE.py:ARGUMENT"."""
     file, _, argument = spec.partition(':')
     path = Path(file)
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except OSError as error:
+        raise UserError(f'--config={kinds.shown(spec)}: {error.strerror}.') from error
+    if not there:
         nearest = difflib.get_close_matches(
             path.stem, [p.stem for p in path.parent.glob('*.py')], 1
         )
@@ -115,14 +129,16 @@ def load(spec: str) -> ConfigDict:
             if nearest
             else 'name a Python file.'
         )
-        raise UserError(f'--config={spec}: there is no file {file}; {hint}')
+        raise UserError(
+            f'--config={kinds.shown(spec)}: there is no file {kinds.shown(file)}; {hint}'
+        )
     module_spec = importlib.util.spec_from_file_location(f'config_{path.stem}', path)
     module = importlib.util.module_from_spec(module_spec)
     # A config may start from its neighbour: `from dtm_vitb import get_config`.
     sys.path.insert(0, str(path.parent.resolve()))
     try:
         module_spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f'--config={spec}: {file} cannot be run: {_told(error)}') from error
     finally:
         sys.path.pop(0)
@@ -130,7 +146,7 @@ def load(spec: str) -> ConfigDict:
         raise UserError(f'--config={spec}: {file} has no function get_config().')
     try:
         config = module.get_config(argument) if argument else module.get_config()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f'--config={spec}: get_config() failed: {_told(error)}') from error
     if not isinstance(config, ConfigDict):
         raise UserError(
@@ -140,7 +156,7 @@ def load(spec: str) -> ConfigDict:
     return config
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> str:
     """The first line of what an exception says."""
     lines = str(error.args[0] if error.args else error).splitlines()
     return lines[0] if lines else type(error).__name__
@@ -183,7 +199,7 @@ def override(config: ConfigDict, cls: type, assignments: list[tuple[str, str]]) 
             if options:
                 part_kind = options[section['name']]
             if not dataclasses.is_dataclass(part_kind):
-                raise UserError(f'config.{path}: {part} is a value, not a section.')
+                raise UserError(f'config.{kinds.shown(path)}: {part} is a value, not a section.')
             kind = part_kind
         if options and key == 'name':
             if text not in options:
@@ -286,7 +302,7 @@ def unknown(path: str, key: str, known: Any, what: str = 'key') -> str:
     if ALIASES.get(key) in known:
         nearest = [ALIASES[key]]
     hint = f'did you mean {nearest[0]}?' if nearest else f'the {what}s here are {_listed(known)}.'
-    return f'config.{path}: there is no such {what}; {hint}'
+    return f'config.{kinds.shown(path)}: there is no such {what}; {hint}'
 
 
 def _listed(names: Any) -> str:
@@ -294,7 +310,10 @@ def _listed(names: Any) -> str:
 
 
 def _build_option(options: Mapping[str, type], section: Mapping, where: str) -> Any:
+    _check_section(section, where)
     name = section.get('name')
-    if name not in options:
-        raise UserError(unknown(f'{where}.name = {name!r}', str(name), options, 'option'))
+    if not isinstance(name, str) or name not in options:
+        raise UserError(
+            unknown(f'{where}.name = {kinds.shown(repr(name))}', str(name), options, 'option')
+        )
     return build(options[name], {k: v for k, v in section.items() if k != 'name'}, path=where)

@@ -8,6 +8,15 @@ from typing import Any
 
 from mim_jax.errors import UserError
 
+LONGEST = 100  # characters of a value in a sentence
+
+
+def shown(value: Any, longest: int = LONGEST) -> str:
+    """What a person gave, on one line and not too long: a text as it is, another value's repr."""
+    plain = isinstance(value, str) and value.isprintable()
+    text = value if plain else ' '.join(repr(value).split())
+    return text if len(text) <= longest else f'{text[:longest]}…'
+
 
 def _alternatives(kind: Any) -> tuple:
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
@@ -79,8 +88,10 @@ def _converted(value: Any, kind: Any) -> Any:
         items = tuple(_converted(v, k) for v, k in zip(value, kinds, strict=True))
         return _FAILED if any(item is _FAILED for item in items) else items
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value) if abs(value) < 1e300 else _FAILED
-    if isinstance(value, float) and not math.isfinite(value):
+        if abs(value) > 1e300:  # not all of these have a float
+            raise _OutOfRange('must be a finite number')
+        return float(value)
+    if kind is float and isinstance(value, float) and not math.isfinite(value):
         raise _OutOfRange('must be a finite number')
     if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
@@ -95,9 +106,10 @@ def checked(value: Any, kind: Any, where: str) -> Any:
             if result is not _FAILED:
                 return result
     except _OutOfRange as error:
-        raise UserError(f'config.{where} = {value!r}: {error}.') from None
+        raise UserError(f'config.{where} = {shown(repr(value))}: {error}.') from None
     raise UserError(
-        f'config.{where} = {value!r}: expected {_described(kind)}, got {type(value).__name__}.'
+        f'config.{where} = {shown(repr(value))}: expected {_described(kind)}, got '
+        f'{type(value).__name__}.'
     )
 
 
@@ -110,8 +122,8 @@ def parsed(text: str, kind: Any, path: str) -> Any:
         return text.lower() == 'true'
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        value = text
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        value = text  # no literal, or one nested without end
     try:
         for candidate in (value, text):
             for alternative in alternatives:
@@ -119,5 +131,5 @@ def parsed(text: str, kind: Any, path: str) -> Any:
                 if result is not _FAILED:
                     return result
     except _OutOfRange as error:
-        raise UserError(f'config.{path}={text}: {error}.') from None
-    raise UserError(f'config.{path}={text}: expected {_described(kind)}.')
+        raise UserError(f'config.{path}={shown(text)}: {error}.') from None
+    raise UserError(f'config.{path}={shown(text)}: expected {_described(kind)}.')

@@ -2,14 +2,14 @@
 
 import dataclasses
 import functools
-from typing import Annotated
+from typing import Annotated, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mim_jax.models.blocks import Block, CrossBlock, stacked_blocks
-from mim_jax.models.initializers import normal_token
+from mim_jax.models.blocks import REMAT_POLICIES, Block, CrossBlock, stacked_blocks
+from mim_jax.models.initializers import INITS, normal_token
 from mim_jax.models.positions import RelativePosition, sincos_table
 from mim_jax.models.tokenwise import Linear, layer_norm
 from mim_jax.models.vit import ViT
@@ -32,10 +32,10 @@ class MAEDecoder:
     heads: Width = 16
     mlp_ratio: Positive = 4.0
     norm_eps: Positive = 1e-6
-    initialization: str = 'mae'
+    initialization: Literal[INITS] = 'mae'
     scan: bool = True
-    remat: str = 'none'
-    dtype: str = 'float32'
+    remat: Literal[('none', *REMAT_POLICIES)] = 'none'
+    dtype: Literal['float32', 'bfloat16'] = 'float32'
 
     def __post_init__(self):
         if self.width % self.heads or self.width % 4:

@@ -1,0 +1,8 @@
+"""Bad input of every sort: each case ends well or in one sentence.
+
+`python -m tests.fuzz --cases=10000` runs the long form; `test_fuzz.py` a short one.
+"""
+
+from tests.fuzz.commands import commands
+
+SUBJECTS = {'commands': commands}

@@ -1,0 +1,87 @@
+"""Cases without end for one subject: each must end well or in one sentence, in bounded time and
+memory.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import resource
+import signal
+import tempfile
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from mim_jax.errors import UserError
+
+SECONDS = 60  # that a case may take
+GIGABYTES = 2.0  # that a case may add to the most memory that the process ever had
+LONGEST = 2000  # characters of a sentence
+
+Act = Callable[[], str]
+# A subject makes from an empty folder a function of a generator: a case, as words and what to do.
+# That returns what came of it in a word; or raises UserError.
+Subject = Callable[[Path], Callable[[np.random.Generator], tuple[str, Act]]]
+
+
+@dataclasses.dataclass
+class Report:
+    """What came of the cases of one subject: numbers by outcome, and the failures in words."""
+
+    name: str
+    outcomes: collections.Counter
+    failures: list[str]
+    seconds: float
+
+    def __str__(self) -> str:
+        counts = ', '.join(f'{n} {outcome}' for outcome, n in sorted(self.outcomes.items()))
+        total = self.outcomes.total() + len(self.failures)
+        return (
+            f'{self.name}: {total} cases in {self.seconds:.0f} s: {counts}, '
+            f'{len(self.failures)} failures'
+        )
+
+
+def campaign(name: str, subject: Subject, *, cases: int, first: int = 0) -> Report:
+    """Runs the cases numbered from `first`; case i is a function of (name, i) alone."""
+    outcomes, failures, start = collections.Counter(), [], time.monotonic()
+    with tempfile.TemporaryDirectory(prefix='mim_jax_fuzz_') as folder:
+        make = subject(Path(folder))
+        for number in range(first, first + cases):
+            words, act = make(np.random.default_rng((zlib.crc32(name.encode()), number)))
+            try:
+                with _bounded():
+                    outcomes[act()] += 1
+            except UserError as error:
+                outcomes['told'] += 1
+                if len(str(error).splitlines()) != 1 or len(str(error)) > LONGEST:
+                    outcomes['told'] -= 1
+                    failures.append(f'{name} {number}: {words}: no sentence: {str(error)[:500]!r}')
+            except (Exception, SystemExit) as error:
+                failures.append(f'{name} {number}: {words}: {type(error).__name__}: {error}'[:900])
+    return Report(name, +outcomes, failures, time.monotonic() - start)
+
+
+@contextlib.contextmanager
+def _bounded():
+    """Raises TimeoutError or MemoryError where what is done inside takes too much."""
+
+    def late(*_):
+        raise TimeoutError(f'more than {SECONDS} seconds')
+
+    before, most = signal.signal(signal.SIGALRM, late), _most_memory()
+    signal.alarm(SECONDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    if _most_memory() - most > GIGABYTES:
+        raise MemoryError(f'more than {GIGABYTES} GB')
+
+
+def _most_memory() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
