@@ -3,6 +3,6 @@
 `python -m tests.fuzz --cases=10000` runs the long form; `test_fuzz.py` a short one.
 """
 
-from tests.fuzz.commands import commands
+from tests.fuzz.commands import commands, runs
 
-SUBJECTS = {'commands': commands}
+SUBJECTS = {'commands': commands, 'runs': runs}

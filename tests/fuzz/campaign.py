@@ -57,7 +57,8 @@ def campaign(name: str, subject: Subject, *, cases: int, first: int = 0) -> Repo
                     outcomes[act()] += 1
             except UserError as error:
                 outcomes['told'] += 1
-                if len(str(error).splitlines()) != 1 or len(str(error)) > LONGEST:
+                longest = max(LONGEST, 2 * len(words))
+                if len(str(error).splitlines()) != 1 or len(str(error)) > longest:
                     outcomes['told'] -= 1
                     failures.append(f'{name} {number}: {words}: no sentence: {str(error)[:500]!r}')
             except (Exception, SystemExit) as error:

@@ -9,9 +9,13 @@ import jax
 import numpy as np
 
 from mim_jax import config as configs
-from mim_jax import experiment, main
+from mim_jax import data, experiment, main
+from mim_jax.evaluation import Evaluation
 from mim_jax.objectives import OBJECTIVES
+from mim_jax.program import Program
 from mim_jax.ranges import Range
+from mim_jax.trainer import Trainer
+from tests.conftest import TEACHER
 
 WRONG = (
     *('nan', 'inf', '-inf', '1e400', '-1e400', '1e300', '-1e300', '1e-320', '10**9'),
@@ -68,6 +72,21 @@ def commands(folder):
     return lambda rng: _case(rng, folder)
 
 
+def runs(folder):
+    """Values that are in their ranges, several at once; what is accepted is traced, so that a
+    combination is told before the compiler finds it.
+    """
+
+    def case(rng):
+        name, config = _base(rng)
+        leaves = list(_leaves(config, experiment.Experiment))
+        chosen = [leaves[i] for i in rng.choice(len(leaves), rng.integers(1, 4), replace=False)]
+        pairs = [(path, _inside(rng, kind)) for path, kind in chosen]
+        return f'{name} {pairs}', lambda: _traced(config, pairs)
+
+    return case
+
+
 def _case(rng, folder):
     kind = rng.choice(['field', 'field', 'field', 'fields', 'key', 'object', 'file', 'argument'])
     return {
@@ -88,6 +107,10 @@ def _base(rng):
     if name in ('mae', 'croco', 'hpm', 'lut'):
         small = {'width': 16, 'depth': 1, 'heads': 2}
         pairs += [(f'objective.decoder.{key}', str(value)) for key, value in small.items()]
+    if name in ('dtm', 'maskalign', 'vqkd', 'beitv2'):
+        pairs += [(f'objective.target.model.{key}', str(value)) for key, value in TEACHER.items()]
+    if name in ('dtm', 'beitv2'):
+        pairs += [('objective.masking.num_masked', '6'), ('objective.masking.min_block', '2')]
     return name, configs.override(config, experiment.Experiment, pairs)
 
 
@@ -121,22 +144,35 @@ def _value(rng, kind):
     ]
     if literals and rng.random() < 0.7:
         return str(rng.choice(literals))
-    if ranges and rng.random() < 0.3:  # within, mostly: what is wrong then is the combination
-        low, high = (ranges[0].low or 0, min(ranges[0].high or 100, 100))
-        value = low + (high - low) * rng.random() ** 3
-        whole = int in _parts(kind)
-        count = (
-            1
-            if not any(typing.get_origin(k) is tuple for k in _parts(kind))
-            else rng.integers(1, 4)
-        )
-        return ','.join([str(round(value) if whole else value)] * count)
+    if rng.random() < 0.3:
+        return _inside(rng, kind)
     if ranges and rng.random() < 0.5:
         bounds = [b for b in (ranges[0].low, ranges[0].high) if b is not None]
         if bounds:
             bound = bounds[rng.integers(len(bounds))]
             return str(bound + (0, 1, -1, 0.5, -1e-9, 1e-9)[rng.integers(6)])
     return WRONG[rng.integers(len(WRONG))]
+
+
+def _inside(rng, kind):
+    """A value that the field alone may have: small numbers more often than large ones."""
+    ranges = [found for found in _parts(kind) if isinstance(found, Range)]
+    literals = [
+        a for k in _parts(kind) if typing.get_origin(k) is typing.Literal for a in k.__args__
+    ]
+    if type(None) in _parts(kind) and rng.random() < 0.2:
+        return 'none'
+    if literals:
+        return str(rng.choice(literals))
+    if bool in _parts(kind):
+        return str(rng.choice(['true', 'false']))
+    if not ranges:
+        return str(rng.choice(['none', 'all', 'mean', 'encoder', 'map', 'test']))
+    low, high = ranges[0].low or 0, min(ranges[0].high or 100, 100)
+    number = low + (high - low) * rng.random() ** 3
+    several = any(typing.get_origin(k) is tuple for k in _parts(kind))
+    count = int(rng.integers(1, 4)) if several else 1
+    return ','.join([str(round(number) if int in _parts(kind) else number)] * count)
 
 
 def _parts(kind):
@@ -225,8 +261,6 @@ def _accepted(config, pairs, folder):
 
 def _built(config, folder):
     """Everything that a run does before it writes."""
-    from mim_jax.trainer import Trainer
-
     workdir = folder / 'run'
     try:
         jax.tree.leaves(Trainer(experiment.from_config(config), workdir).program.abstract_state)
@@ -236,3 +270,14 @@ def _built(config, folder):
         if workdir.exists():
             raise RuntimeError('something was written')
     return 'accepted'
+
+
+def _traced(config, pairs):
+    """As `_built`, but without weights of a teacher, up to the traced step."""
+    configs.override(config, experiment.Experiment, pairs)
+    run = experiment.from_config(config)
+    source = data.make_source(run.data, split=run.data.split)
+    program = Program.make(run, epoch_examples=len(source), fields=source.fields)
+    Evaluation(program, source)
+    program.trace()
+    return 'traced'
