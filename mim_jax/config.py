@@ -92,7 +92,7 @@ def build(cls: type, section: Mapping, *, path: str) -> Any:
         elif dataclasses.is_dataclass(kind):
             values[key] = build(kind, value, path=where)
         else:
-            values[key] = kinds.checked(value, kind, where)
+            values[key] = kinds.checked(value, kind, f'config.{where}')
     try:
         return cls(**values)
     except ValueError as error:

@@ -106,10 +106,9 @@ def checked(value: Any, kind: Any, where: str) -> Any:
             if result is not _FAILED:
                 return result
     except _OutOfRange as error:
-        raise UserError(f'config.{where} = {shown(repr(value))}: {error}.') from None
+        raise UserError(f'{where} = {shown(repr(value))}: {error}.') from None
     raise UserError(
-        f'config.{where} = {shown(repr(value))}: expected {_described(kind)}, got '
-        f'{type(value).__name__}.'
+        f'{where} = {shown(repr(value))}: expected {_described(kind)}, got {type(value).__name__}.'
     )
 
 
