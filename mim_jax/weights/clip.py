@@ -251,7 +251,7 @@ def recognise_text(tensors, *, stated, activation, what) -> RecognisedText | Non
             end_token=stated.get('end_token'),
         )
         tower = native.built(TextTower, fields, what='it')
-    except UserError as error:
+    except (UserError, ValueError) as error:
         raise UserError(f'{what}, text tower: {error}') from error
     rules = tuple(naming.rules(tower))
     params = jax.eval_shape(lambda: tower.init(jax.random.key(0)))['params']

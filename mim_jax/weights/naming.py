@@ -177,7 +177,7 @@ def recognise(tensors, namings, *, stated, overrides, what) -> Recognised:
                 'it holds no positions, as an encoder with rotary ones, which are not supported; '
                 'if it has none at all, give --model.position=none'
             )
-    except UserError as error:
+    except (UserError, ValueError) as error:
         raise UserError(f'{what}, {naming.name}: {error}') from error
     rules = tuple(naming.rules(model, source))
     projection = naming.projection(source)

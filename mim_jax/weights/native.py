@@ -187,10 +187,10 @@ def load(path):
         )
     check_numbers(tensors, what=f'weights file {path}')
     tensors = {name: _widened(array) for name, array in tensors.items()}
-    try:
-        return unflatten(tensors), metadata
-    except (TypeError, AttributeError) as error:  # a/b beside a/b/c
-        raise UserError(f'weights file {path}: a name stands for an array and a folder') from error
+    both = [name for name in tensors if any(other.startswith(f'{name}/') for other in tensors)]
+    if both:
+        raise UserError(f'weights file {path}: {both[0]} is an array and has others inside')
+    return unflatten(tensors), metadata
 
 
 INPUT = {

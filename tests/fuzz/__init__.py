@@ -4,5 +4,6 @@
 """
 
 from tests.fuzz.commands import commands, runs
+from tests.fuzz.weights import foreign, own
 
-SUBJECTS = {'commands': commands, 'runs': runs}
+SUBJECTS = {'commands': commands, 'runs': runs, 'weights': own, 'imports': foreign}
