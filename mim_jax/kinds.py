@@ -13,8 +13,7 @@ LONGEST = 100  # characters of a value in a sentence
 
 def shown(value: Any, longest: int = LONGEST) -> str:
     """What a person gave, on one line and not too long: a text as it is, another value's repr."""
-    plain = isinstance(value, str) and value.isprintable()
-    text = value if plain else ' '.join(repr(value).split())
+    text = value if isinstance(value, str) else ' '.join(repr(value).split())
     return text if len(text) <= longest else f'{text[:longest]}…'
 
 

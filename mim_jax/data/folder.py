@@ -282,7 +282,8 @@ def _split_folder(path, split, *, field='path'):
 def class_names(root):
     """The sorted names of the sub-folders of a folder, which are its classes."""
     with os.scandir(root) as entries:
-        names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith('.'))
+        # Not the entry's own `is_dir`, which fails at a link that leads to itself.
+        names = sorted(e.name for e in entries if os.path.isdir(e) and not e.name.startswith('.'))
     return [name for name in names if name not in NO_CLASSES]
 
 

@@ -119,8 +119,10 @@ class ViT:
     dtype: str = 'float32'  # of the computation; parameters are float32
 
     def __post_init__(self):
-        if len(self.patch_size) == 1:
-            object.__setattr__(self, 'patch_size', tuple(self.patch_size) * 2)
+        for name in ('patch_size', 'grid'):
+            value = getattr(self, name)
+            if value is not None and len(value) == 1:
+                object.__setattr__(self, name, tuple(value) * 2)
         for field, allowed in CHOICES.items():
             if getattr(self, field) not in allowed:
                 raise ValueError(
@@ -130,6 +132,8 @@ class ViT:
             raise ValueError(f'width {self.width} is not divisible by heads {self.heads}')
         if self.position == 'sincos' and self.width % 4:
             raise ValueError(f'position sincos needs a width divisible by 4, got {self.width}')
+        if self.grid is not None and len(self.grid) != 2:
+            raise ValueError(f'grid needs (rows, columns), got {tuple(self.grid)}')
         if len(self.patch_size) != 2:
             raise ValueError(f'patch_size needs (height, width), got {tuple(self.patch_size)}')
 

@@ -37,7 +37,7 @@ def load_encoder(path, *, step=None, average=None):
     if given:
         raise UserError(f'{path} is a weight file: only a work directory has steps and averages')
     params, metadata = native.load(path)
-    return native.stated(metadata, 'model', what=path) or {}, params
+    return native.model_fields(metadata, what=path), params
 
 
 def load_normalization(path, *, assumed=False):

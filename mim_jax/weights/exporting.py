@@ -56,7 +56,7 @@ def of_file(path) -> Encoder:
     params, metadata = native.load(encoders.encoder_file(path))
     if 'model' not in metadata:
         raise UserError(f'{path} does not state its model, so it cannot be written for others')
-    model = native.model_of(native.stated(metadata, 'model', what=path), what=path)
+    model = native.model_of(native.model_fields(metadata, what=path), what=path)
     stated = native.normalization(metadata, what=path)
     known = native.normalization(metadata, what=path, assumed=True)
     assumed = tuple(name for name in known if name not in stated)

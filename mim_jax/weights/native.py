@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
+import types
 from pathlib import Path
 
 import jax
@@ -212,6 +213,14 @@ def stated(metadata, name, *, what):
     except (ValueError, RecursionError):
         text = kinds.shown(metadata[name])
         raise UserError(f'{what}: {name} = {text} in its metadata is no JSON') from None
+
+
+def model_fields(metadata, *, what) -> dict:
+    """The fields of a ViT that the metadata of a file state, {} where they do not."""
+    fields = stated(metadata, 'model', what=what)
+    if not isinstance(fields, dict | types.NoneType):
+        raise UserError(f'{what}: model = {kinds.shown(fields)} in its metadata holds no fields')
+    return fields or {}
 
 
 def input_of(values, *, what):

@@ -4,6 +4,16 @@
 """
 
 from tests.fuzz.commands import commands, runs
+from tests.fuzz.images import folders, images
+from tests.fuzz.records import records
 from tests.fuzz.weights import foreign, own
 
-SUBJECTS = {'commands': commands, 'runs': runs, 'weights': own, 'imports': foreign}
+SUBJECTS = {
+    'commands': commands,
+    'runs': runs,
+    'weights': own,
+    'imports': foreign,
+    'images': images,
+    'folders': folders,
+    'records': records,
+}
