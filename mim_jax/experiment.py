@@ -6,6 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mim_jax import config as configs
+from mim_jax import suggestions
 from mim_jax.averages import Average
 from mim_jax.checkpoints import CheckpointConfig
 from mim_jax.config import choice
@@ -103,5 +104,5 @@ def from_config(config: ConfigDict) -> Experiment:
     known = {field.name for field in dataclasses.fields(Experiment)}
     for key in section:
         if key not in known:
-            raise UserError(configs.unknown(key, key, known, 'section'))
+            raise UserError(suggestions.unknown(key, key, known, 'section'))
     return configs.build(Experiment, section, path='')

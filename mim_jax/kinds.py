@@ -1,6 +1,7 @@
 """Kinds of config values: whether a value is of a kind and in its range, and what a text means."""
 
 import ast
+import dataclasses
 import math
 import types
 import typing
@@ -15,6 +16,17 @@ def shown(value: Any, longest: int = LONGEST) -> str:
     """What a person gave, on one line and not too long: a text as it is, another value's repr."""
     text = value if isinstance(value, str) else ' '.join(repr(value).split())
     return text if len(text) <= longest else f'{text[:longest]}…'
+
+
+def fields(cls: type) -> list[tuple[dataclasses.Field, Any]]:
+    """The fields of a config section with their kinds, ranges included."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    # Linen modules are dataclasses too: their own bookkeeping fields are not configuration.
+    return [
+        (field, hints[field.name])
+        for field in dataclasses.fields(cls)
+        if field.init and field.name not in ('parent', 'name') and not field.metadata.get('context')
+    ]
 
 
 def _alternatives(kind: Any) -> tuple:

@@ -4,7 +4,7 @@ masks, layer decay.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from mim_jax.ranges import (
     Percent,
     Positive,
     PositiveShare,
+    Range,
 )
 
 Schedule = Callable[[jax.Array], jax.Array]
@@ -61,7 +62,7 @@ class OptimizerConfig:
 
     rule: Literal['adamw', 'sgd', 'lars'] = 'adamw'
     frozen: tuple[str, ...] = ()
-    learning_rate: Positive = 1.5e-4
+    learning_rate: Annotated[float, Range(0, low_open=True)] = 1.5e-4
     scaling: Literal['none', 'linear', 'sqrt'] = 'linear'
     reference_batch: Batch = 256
     schedule: Literal['cosine', 'multistep', 'linear', 'constant'] = 'cosine'

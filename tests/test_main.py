@@ -93,7 +93,7 @@ def photos(folder, count=4, size=(32, 32)):
         ('--config.data.batch_size=many', ['config.data.batch_size=many', 'expected int']),
         ('--config.optimizer.schedule=cosin', ["one of 'cosine'"]),
         ('--config.objective.name=sim', ['did you mean simmim?']),
-        ('--config.train.accumulation=0', ['train: accumulation = 0']),
+        ('--config.train.accumulation=0', ['config.train.accumulation=0: must be at least 1']),
         ('--workdri=x', ['--workdri=x', 'unknown argument']),
         ('--config.data.batch_size', ['a value is missing']),
         ('--topology=v5e:4x4', ['together with --dry_run']),

@@ -164,7 +164,7 @@ class ImageFolder:
         """Of all names and labels, and the sizes of up to SIZES_LOOKED_AT files."""
         digest = hashlib.sha256(self._names.block)
         if self._labels is not None:
-            digest.update(self._labels.tobytes() + '\0'.join(self.classes).encode())
+            digest.update(self._labels.tobytes() + os.fsencode('\0'.join(self.classes)))
         if self._maps is not None:
             digest.update(self._maps.block)
         count = min(len(self), SIZES_LOOKED_AT)

@@ -117,7 +117,8 @@ def _compared(data, whole, kind):
     same = same and np.abs(ours.astype(int) - theirs).max() <= 2
     if data == whole and not same:
         raise RuntimeError(f'a whole file is read otherwise than by Pillow {ours.shape}')
-    if kind in CHECKED and theirs is None:
+    # Behind the first frame of an animation there may be any damage.
+    if kind in CHECKED and theirs is None and not np.array_equal(ours, reference(whole)):
         raise RuntimeError('a file that Pillow finds damaged is read')
     return 'as Pillow' if same else 'damage that no checksum tells'
 
