@@ -71,8 +71,8 @@ def _checked(encoder, *, what) -> Encoder:
     if not encoder.model.mask_token:
         params.pop('mask_token', None)  # of a masked model's training
     channels = encoders.check_fits(params, encoder.model, what=what)
-    shape = None if projection is None else np.shape(projection.get('kernel'))
-    if projection is not None and (len(shape) != 2 or shape[0] != encoder.model.width):
+    kernel = projection.get('kernel') if isinstance(projection, dict) else None
+    if projection is not None and np.shape(kernel)[:-1] != (encoder.model.width,):
         raise UserError(f'{what}: projection/kernel is no kernel of {encoder.model.width} rows')
     for name in ('mean', 'std'):
         values = getattr(encoder, name)
