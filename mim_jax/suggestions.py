@@ -62,12 +62,12 @@ def field(
     if key in known:
         return known[key]
     if ALIASES.get(key) not in known:
-        stem = path.removesuffix(key)
-        for scope, start in ((cls, stem), (root, '')):
-            found = next(_places(scope, {key, ALIASES.get(key)}, start), None) if scope else None
-            if found:
-                text = kinds.shown(path)
-                raise UserError(f'config.{text}: there is no such key; did you mean {found}?')
+        stem, wanted = path.removesuffix(key), {key, ALIASES.get(key)}
+        places = [*_places(cls, wanted, stem), *(_places(root, wanted, '') if root else ())]
+        # A key of another option of this very section is not to be looked for elsewhere.
+        if places and path not in [place.split(' ')[0] for place in places]:
+            text = kinds.shown(path)
+            raise UserError(f'config.{text}: there is no such key; did you mean {places[0]}?')
     raise UserError(unknown(path, key, known))
 
 
