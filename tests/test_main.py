@@ -96,7 +96,6 @@ def photos(folder, count=4, size=(32, 32)):
         ('--config.train.accumulation=0', ['config.train.accumulation=0: must be at least 1']),
         ('--workdri=x', ['--workdri=x', 'unknown argument']),
         ('--config.data.batch_size', ['a value is missing']),
-        ('--topology=v5e:4x4', ['together with --dry_run']),
     ],
 )
 def test_mistyped_arguments(refused, argument, said):
@@ -309,25 +308,6 @@ def test_the_whole_config_is_printed_where_it_is_asked_for(run, capfd):
     printed = capfd.readouterr().out
     assert 'seed: 7' in printed and 'weight_decay: 0.05' in printed
     assert not Path('runs').exists()
-
-
-def test_dry_run_reads_no_data_and_writes_nothing(run, capfd):
-    before = snapshot(Path('.'))
-    status = main.main(
-        [
-            '--config=tiny.py:dtm',
-            '--dry_run',
-            '--config.data.source.name=tfds',
-            '--config.data.source.dataset=not_there',
-            '--config.mesh.fsdp=4',
-        ]
-    )
-    out = capfd.readouterr().out
-    assert status == 0
-    assert 'encoder/patch_embed/kernel' in out
-    assert 'memory per device' in out
-    assert 'data 1, fsdp 4, tensor 1' in out
-    assert snapshot(Path('.')) == before
 
 
 def test_as_a_real_command(tmp_path):

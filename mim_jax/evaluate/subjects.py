@@ -78,6 +78,7 @@ class Subject:
             step=self.steps[-1],
             seed=run.seed,
             mesh=self.program.mesh,
+            run=Path(self.name).resolve().name,
         )
 
     def _placed(self, step: int) -> Variables:
