@@ -11,6 +11,7 @@ from mim_jax.clock import Clock
 from mim_jax.config import UNITS
 from mim_jax.errors import UserError
 from mim_jax.optimizers import Schedule
+from mim_jax.ranges import Examples, NotNegative, Number, Percent, Share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,20 +27,16 @@ class Average:
       () all of them.
     """
 
-    decay: float | None = None
-    end_decay: float | None = None
+    decay: Share | None = None
+    end_decay: Share | None = None
     schedule: Literal['cosine', 'linear'] = 'cosine'
-    rise_steps: int | None = None
-    rise_epochs: float | None = None
-    rise_examples: int | None = None
-    rise_percent: float | None = None
+    rise_steps: Number | None = None
+    rise_epochs: NotNegative | None = None
+    rise_examples: Examples | None = None
+    rise_percent: Percent | None = None
     parts: tuple[str, ...] = ()
 
     def __post_init__(self):
-        for name in ('decay', 'end_decay'):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise ValueError(f'{name} = {value} must lie in [0, 1].')
         if self.end_decay is not None and self.decay is None:
             raise ValueError('end_decay needs decay, where the rise starts.')
         rises = [unit for unit in UNITS if getattr(self, f'rise_{unit}') is not None]

@@ -23,7 +23,7 @@ from mim_jax import distributed, integrity, provenance
 from mim_jax.clock import Clock
 from mim_jax.errors import UserError
 from mim_jax.layout import checkpoints as directory
-from mim_jax.ranges import Examples, NotNegative, Number, Percent
+from mim_jax.ranges import Count, Examples, NotNegative, Number, Percent, Positive
 from mim_jax.train_step import TrainState
 
 # Frozen collections are not saved.
@@ -39,24 +39,16 @@ class CheckpointConfig:
     The newest `keep` checkpoints stay, and beyond them one at every `milestone_*`.
     """
 
-    every_minutes: float | None = 10.0
+    every_minutes: Positive | None = 10.0
     every_steps: Number | None = None
     every_epochs: NotNegative | None = None
     every_examples: Examples | None = None
     every_percent: Percent | None = None
-    keep: Number = 2
+    keep: Count = 2
     milestone_steps: Number | None = None
     milestone_epochs: NotNegative | None = None
     milestone_examples: Examples | None = None
     milestone_percent: Percent | None = None
-
-    def __post_init__(self):
-        if self.every_minutes is not None and not self.every_minutes > 0:
-            raise ValueError(f'every_minutes = {self.every_minutes} must be above 0, or none.')
-        if self.keep < 1:
-            raise ValueError(
-                f'keep = {self.keep}, but a run needs its last checkpoint: at least 1.'
-            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,8 +18,9 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from mim_jax import kinds
+from mim_jax import kinds, suggestions
 from mim_jax.errors import UserError
+from mim_jax.kinds import fields
 
 UNITS = ('steps', 'examples', 'epochs', 'percent')
 
@@ -77,10 +78,11 @@ def build(cls: type, section: Mapping, *, path: str) -> Any:
     """Makes `cls` from its config section; `path` is where the section stands in the config, for
     error messages.
     """
+    _check_section(section, path)
     known = {field.name: (field, kind) for field, kind in fields(cls)}
     for key in section:
         if key not in known:
-            raise UserError(unknown(_join(path, key), key, known))
+            raise UserError(suggestions.unknown(_join(path, str(key)), str(key), known))
     values = {}
     for key, value in section.items():
         field, kind = known[key]
@@ -91,11 +93,20 @@ def build(cls: type, section: Mapping, *, path: str) -> Any:
         elif dataclasses.is_dataclass(kind):
             values[key] = build(kind, value, path=where)
         else:
-            values[key] = kinds.checked(value, kind, where)
+            values[key] = kinds.checked(value, kind, f'config.{where}')
     try:
         return cls(**values)
     except ValueError as error:
-        raise UserError(f'{_join("config", path)}: {error}') from error
+        told = kinds.shown(str(error), longest=600)
+        raise UserError(f'{_join("config", path)}: {told}') from error
+
+
+def _check_section(section: Any, path: str) -> None:
+    if not isinstance(section, (Mapping, ConfigDict)):
+        raise UserError(
+            f'config.{path} = {kinds.shown(repr(section))}: it is a section of several fields, and '
+            f'no {type(section).__name__}.'
+        )
 
 
 def _join(path: str, key: str) -> str:
@@ -106,7 +117,11 @@ def load(spec: str) -> ConfigDict:
     """Runs `get_config` of the Python file named by `spec`, "FILE.py" or "FILE.py:ARGUMENT"."""
     file, _, argument = spec.partition(':')
     path = Path(file)
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except OSError as error:
+        raise UserError(f'--config={kinds.shown(spec)}: {error.strerror}.') from error
+    if not there:
         nearest = difflib.get_close_matches(
             path.stem, [p.stem for p in path.parent.glob('*.py')], 1
         )
@@ -115,14 +130,16 @@ def load(spec: str) -> ConfigDict:
             if nearest
             else 'name a Python file.'
         )
-        raise UserError(f'--config={spec}: there is no file {file}; {hint}')
+        raise UserError(
+            f'--config={kinds.shown(spec)}: there is no file {kinds.shown(file)}; {hint}'
+        )
     module_spec = importlib.util.spec_from_file_location(f'config_{path.stem}', path)
     module = importlib.util.module_from_spec(module_spec)
     # A config may start from its neighbour: `from dtm_vitb import get_config`.
     sys.path.insert(0, str(path.parent.resolve()))
     try:
         module_spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f'--config={spec}: {file} cannot be run: {_told(error)}') from error
     finally:
         sys.path.pop(0)
@@ -130,7 +147,7 @@ def load(spec: str) -> ConfigDict:
         raise UserError(f'--config={spec}: {file} has no function get_config().')
     try:
         config = module.get_config(argument) if argument else module.get_config()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f'--config={spec}: get_config() failed: {_told(error)}') from error
     if not isinstance(config, ConfigDict):
         raise UserError(
@@ -140,7 +157,7 @@ def load(spec: str) -> ConfigDict:
     return config
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> str:
     """The first line of what an exception says."""
     lines = str(error.args[0] if error.args else error).splitlines()
     return lines[0] if lines else type(error).__name__
@@ -177,17 +194,16 @@ def override(config: ConfigDict, cls: type, assignments: list[tuple[str, str]]) 
         section, kind, options = config, cls, None
         *parents, key = path.split('.')
         for depth, part in enumerate(parents):
-            field, part_kind = _find(kind, part, '.'.join(parents[: depth + 1]))
-            section = section[part]
+            where = '.'.join(parents[: depth + 1])
+            field, part_kind = suggestions.field(kind, part, where, root=cls)
             options = field.metadata.get('options')
-            if options:
-                part_kind = options[section['name']]
-            if not dataclasses.is_dataclass(part_kind):
-                raise UserError(f'config.{path}: {part} is a value, not a section.')
-            kind = part_kind
+            if not options and not dataclasses.is_dataclass(part_kind):
+                raise UserError(f'config.{kinds.shown(path)}: {part} is a value, not a section.')
+            section = _section(section, part, where)
+            kind = options[_option_name(options, section, where)] if options else part_kind
         if options and key == 'name':
             if text not in options:
-                raise UserError(unknown(f'{path}={text}', text, options, 'option'))
+                raise UserError(suggestions.unknown(f'{path}={text}', text, options, 'option'))
             if text != section['name']:
                 with section.unlocked():
                     for old in list(section):
@@ -195,11 +211,10 @@ def override(config: ConfigDict, cls: type, assignments: list[tuple[str, str]]) 
                     section['name'] = text
                     section.update(written(options[text]()))
             continue
-        field, kind = _find(kind, key, path)
+        field, kind = suggestions.field(kind, key, path, root=cls)
         if field.metadata.get('options') or dataclasses.is_dataclass(kind):
-            raise UserError(
-                f'config.{path} is a section: set one of its fields, {_listed(section[key])}.'
-            )
+            inner = ', '.join(sorted(_section(section, key, path)))
+            raise UserError(f'config.{path} is a section: set one of its fields, {inner}.')
         value = kinds.parsed(text, kind, path)
         stem, _, unit = key.rpartition('_')
         if unit in UNITS and value is not None:
@@ -211,7 +226,7 @@ def override(config: ConfigDict, cls: type, assignments: list[tuple[str, str]]) 
                             f'config.{path} and {sibling} are both given: keep one of them.'
                         )
                     section[sibling] = None
-        with section.ignore_type():
+        with section.unlocked(), section.ignore_type():  # a file may have left it out
             section[key] = value
     return config
 
@@ -228,73 +243,23 @@ def differences(old: Mapping, new: Mapping, prefix: str = '') -> list[str]:
     return lines
 
 
-def fields(cls: type) -> list[tuple[dataclasses.Field, Any]]:
-    """The fields of a config section with their kinds, ranges included."""
-    hints = typing.get_type_hints(cls, include_extras=True)
-    # Linen modules are dataclasses too: their own bookkeeping fields are not configuration.
-    return [
-        (field, hints[field.name])
-        for field in dataclasses.fields(cls)
-        if field.init and field.name not in ('parent', 'name') and not field.metadata.get('context')
-    ]
-
-
-def _find(cls: type, key: str, path: str) -> tuple[dataclasses.Field, Any]:
-    for field, kind in fields(cls):
-        if field.name == key:
-            return field, kind
-    for field, kind in fields(cls):
-        # A field that has moved into a section: an older command line, or a word left out.
-        options = field.metadata.get('options', {'': kind})
-        for name, inner in options.items():
-            if dataclasses.is_dataclass(inner) and key in {f.name for f, _ in fields(inner)}:
-                of = f' (of {field.name}.name={name})' if name else ''
-                stem = path.removesuffix(key)
-                raise UserError(
-                    f'config.{path}: there is no such key; did you mean '
-                    f'{stem}{field.name}.{key}{of}?'
-                )
-    raise UserError(unknown(path, key, [field.name for field, _ in fields(cls)]))
-
-
-# Names that other code bases have for what is called otherwise here.
-ALIASES = {
-    'b1': 'beta1',
-    'b2': 'beta2',
-    'clip_grad': 'clip_norm',
-    'dim': 'width',
-    'embed_dim': 'width',
-    'epochs': 'total_epochs',
-    'hidden_size': 'width',
-    'input_size': 'image_size',
-    'img_size': 'image_size',
-    'layers': 'depth',
-    'lr': 'learning_rate',
-    'max_lr': 'learning_rate',
-    'min_lr': 'end_learning_rate',
-    'num_heads': 'heads',
-    'num_layers': 'depth',
-    'num_workers': 'workers',
-    'resolution': 'image_size',
-    'steps': 'total_steps',
-    'wd': 'weight_decay',
-}
-
-
-def unknown(path: str, key: str, known: Any, what: str = 'key') -> str:
-    nearest = difflib.get_close_matches(key, list(known), 1, cutoff=0.5)
-    if ALIASES.get(key) in known:
-        nearest = [ALIASES[key]]
-    hint = f'did you mean {nearest[0]}?' if nearest else f'the {what}s here are {_listed(known)}.'
-    return f'config.{path}: there is no such {what}; {hint}'
-
-
-def _listed(names: Any) -> str:
-    return ', '.join(sorted(names))
+def _section(parent: ConfigDict, part: str, where: str) -> ConfigDict:
+    """The section that a config has there, as an override goes through it."""
+    _check_section(parent.get(part), where)
+    return parent[part]
 
 
 def _build_option(options: Mapping[str, type], section: Mapping, where: str) -> Any:
-    name = section.get('name')
-    if name not in options:
-        raise UserError(unknown(f'{where}.name = {name!r}', str(name), options, 'option'))
+    _check_section(section, where)
+    name = _option_name(options, section, where)
     return build(options[name], {k: v for k, v in section.items() if k != 'name'}, path=where)
+
+
+def _option_name(options: Mapping[str, type], section: Mapping, where: str) -> str:
+    name = section.get('name')
+    if not isinstance(name, str) or name not in options:
+        shown = kinds.shown(repr(name))
+        raise UserError(
+            suggestions.unknown(f'{where}.name = {shown}', str(name), options, 'option')
+        )
+    return name

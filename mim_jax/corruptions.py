@@ -4,6 +4,7 @@ Each class in CORRUPTIONS is a config section and a function of per-image keys a
 """
 
 import dataclasses
+from typing import Annotated
 
 import flax.struct
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 from mim_jax.data.colors import smooth
 from mim_jax.errors import UserError
 from mim_jax.frequencies import image_of, radii, spectrum
+from mim_jax.ranges import Positive, Range, Share, Side, check_ordered
 
 FIELD = 'config.objective.corruption'
 
@@ -50,18 +52,15 @@ class FrequencyFilter(Corruption):
     Source: MFM (Xie et al., ICLR 2023) and its released code.
     """
 
-    radius: float = 16.0
-    outer_radius: float | None = None
-    low_share: float = 0.5
+    radius: Positive = 16.0
+    outer_radius: Positive | None = None
+    low_share: Share = 0.5
 
     def __post_init__(self):
-        if not self.radius > 0:
-            raise ValueError(f'radius = {self.radius} must be above 0.')
         if self.outer_radius is not None and self.outer_radius <= self.radius:
             raise ValueError(
                 f'outer_radius = {self.outer_radius} must be above radius = {self.radius}.'
             )
-        _check_share('low_share', self.low_share)
 
     def check(self, image_size):
         if self.radius >= min(image_size) / 2:
@@ -87,11 +86,7 @@ class LowResolution(Corruption):
     [0, 1]. Source: the super-resolution task of MFM's released code.
     """
 
-    factor: int = 8
-
-    def __post_init__(self):
-        if self.factor < 2:
-            raise ValueError(f'factor = {self.factor} must be at least 2.')
+    factor: Annotated[int, Range(2, 2**15)] = 8
 
     def check(self, image_size):
         if self.factor > min(image_size):
@@ -118,12 +113,12 @@ class Blur(Corruption):
     (isotropic); the other kernels of that code are left out.
     """
 
-    sigma: tuple[float, ...] = (5.0, 5.0)
-    sizes: tuple[int, ...] = (7, 9, 11, 13, 15, 17, 19, 21)
+    sigma: tuple[Positive, ...] = (5.0, 5.0)
+    sizes: tuple[Side, ...] = (7, 9, 11, 13, 15, 17, 19, 21)
 
     def __post_init__(self):
-        _check_range('sigma', self.sigma)
-        if not self.sizes or min(self.sizes) < 1 or any(size % 2 == 0 for size in self.sizes):
+        check_ordered(self, 'sigma')
+        if not self.sizes or any(size % 2 == 0 for size in self.sizes):
             raise ValueError(f'sizes = {self.sizes}: they must be odd.')
 
     def check(self, image_size):
@@ -160,12 +155,11 @@ class Noise(Corruption):
     Poisson noise of that code is left out.
     """
 
-    sigma: tuple[float, ...] = (75.0, 75.0)
-    grey_share: float = 0.0
+    sigma: tuple[Positive, ...] = (75.0, 75.0)
+    grey_share: Share = 0.0
 
     def __post_init__(self):
-        _check_range('sigma', self.sigma)
-        _check_share('grey_share', self.grey_share)
+        check_ordered(self, 'sigma')
 
     def __call__(self, keys, images):
         def noise(key, shape):
@@ -185,13 +179,3 @@ CORRUPTIONS = {
     'blur': Blur,
     'noise': Noise,
 }
-
-
-def _check_share(name, value):
-    if not 0 <= value <= 1:
-        raise ValueError(f'{name} = {value} must lie in [0, 1].')
-
-
-def _check_range(name, values):
-    if len(values) != 2 or not 0 < values[0] <= values[1]:
-        raise ValueError(f'{name} = {values} must be (lowest, highest), both above 0.')

@@ -6,6 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mim_jax import config as configs
+from mim_jax import suggestions
 from mim_jax.averages import Average
 from mim_jax.checkpoints import CheckpointConfig
 from mim_jax.config import choice
@@ -16,7 +17,7 @@ from mim_jax.logs import LogConfig
 from mim_jax.models.vit import ViT
 from mim_jax.objectives import OBJECTIVES
 from mim_jax.optimizers import OptimizerConfig
-from mim_jax.ranges import Count, Examples, NotNegative, Number, Percent, Seed
+from mim_jax.ranges import Batch, Examples, NotNegative, Number, Percent, Seed
 from mim_jax.sharding import MeshConfig
 from mim_jax.warm_start import InitConfig
 
@@ -38,14 +39,10 @@ class TrainConfig:
     total_steps: Number | None = None
     total_epochs: NotNegative | None = None
     total_examples: Examples | None = None
-    accumulation: int = 1
+    accumulation: Batch = 1
     whole_batches: bool = False
     skip_nonfinite: Number = 0
     ema: Average = Average()
-
-    def __post_init__(self):
-        if self.accumulation < 1:
-            raise ValueError(f'accumulation = {self.accumulation} must be at least 1.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +58,7 @@ class _EvalConfig:
     every_epochs: NotNegative | None = None
     every_examples: Examples | None = None
     every_percent: Percent | None = None
-    batch_size: Count | None = None
+    batch_size: Batch | None = None
     use_ema: bool = False
 
     def __post_init__(self):
@@ -110,5 +107,5 @@ def from_config(config: ConfigDict) -> Experiment:
     known = {field.name for field in dataclasses.fields(Experiment)}
     for key in section:
         if key not in known:
-            raise UserError(configs.unknown(key, key, known, 'section'))
+            raise UserError(suggestions.unknown(key, key, known, 'section'))
     return configs.build(Experiment, section, path='')

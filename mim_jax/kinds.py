@@ -1,12 +1,32 @@
 """Kinds of config values: whether a value is of a kind and in its range, and what a text means."""
 
 import ast
+import dataclasses
 import math
 import types
 import typing
 from typing import Any
 
 from mim_jax.errors import UserError
+
+LONGEST = 100  # characters of a value in a sentence
+
+
+def shown(value: Any, longest: int = LONGEST) -> str:
+    """What a person gave, on one line and not too long: a text as it is, another value's repr."""
+    text = value if isinstance(value, str) else ' '.join(repr(value).split())
+    return text if len(text) <= longest else f'{text[:longest]}…'
+
+
+def fields(cls: type) -> list[tuple[dataclasses.Field, Any]]:
+    """The fields of a config section with their kinds, ranges included."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    # Linen modules are dataclasses too: their own bookkeeping fields are not configuration.
+    return [
+        (field, hints[field.name])
+        for field in dataclasses.fields(cls)
+        if field.init and field.name not in ('parent', 'name') and not field.metadata.get('context')
+    ]
 
 
 def _alternatives(kind: Any) -> tuple:
@@ -22,7 +42,7 @@ def described(kind: Any) -> str:
     for alternative in inner:
         if typing.get_origin(alternative) is typing.Annotated:
             texts.append(str(typing.get_args(alternative)[1].usual))
-    return ', '.join(dict.fromkeys(texts))
+    return ', '.join(filter(None, dict.fromkeys(texts)))
 
 
 def bare(kind: Any) -> Any:
@@ -64,7 +84,8 @@ def _converted(value: Any, kind: Any) -> Any:
     if kind is types.NoneType:
         return None if value is None else _FAILED
     if typing.get_origin(kind) is typing.Literal:
-        return value if value in typing.get_args(kind) else _FAILED
+        same = (a for a in typing.get_args(kind) if type(a) is type(value) and a == value)
+        return next(same, _FAILED)  # True is no 1
     if typing.get_origin(kind) is tuple:
         kinds = typing.get_args(kind)
         if isinstance(value, (int, float)) and kinds[-1] is Ellipsis:
@@ -78,8 +99,10 @@ def _converted(value: Any, kind: Any) -> Any:
         items = tuple(_converted(v, k) for v, k in zip(value, kinds, strict=True))
         return _FAILED if any(item is _FAILED for item in items) else items
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value) if abs(value) < 1e300 else _FAILED
-    if isinstance(value, float) and not math.isfinite(value):
+        if abs(value) > 1e300:  # not all of these have a float
+            raise _OutOfRange('must be a finite number')
+        return float(value)
+    if kind is float and isinstance(value, float) and not math.isfinite(value):
         raise _OutOfRange('must be a finite number')
     if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
@@ -94,9 +117,9 @@ def checked(value: Any, kind: Any, where: str) -> Any:
             if result is not _FAILED:
                 return result
     except _OutOfRange as error:
-        raise UserError(f'config.{where} = {value!r}: {error}.') from None
+        raise UserError(f'{where} = {shown(repr(value))}: {error}.') from None
     raise UserError(
-        f'config.{where} = {value!r}: expected {_described(kind)}, got {type(value).__name__}.'
+        f'{where} = {shown(repr(value))}: expected {_described(kind)}, got {type(value).__name__}.'
     )
 
 
@@ -109,8 +132,8 @@ def parsed(text: str, kind: Any, path: str) -> Any:
         return text.lower() == 'true'
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        value = text
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        value = text  # no literal, or one nested without end
     try:
         for candidate in (value, text):
             for alternative in alternatives:
@@ -118,5 +141,5 @@ def parsed(text: str, kind: Any, path: str) -> Any:
                 if result is not _FAILED:
                     return result
     except _OutOfRange as error:
-        raise UserError(f'config.{path}={text}: {error}.') from None
-    raise UserError(f'config.{path}={text}: expected {_described(kind)}.')
+        raise UserError(f'config.{path}={shown(text)}: {error}.') from None
+    raise UserError(f'config.{path}={shown(text)}: expected {_described(kind)}.')

@@ -14,11 +14,12 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
 from mim_jax import terminal
-from mim_jax.ranges import Examples, NotNegative, Number, Percent
+from mim_jax.ranges import Count, Examples, NotNegative, Number, Percent, Range
 
 METRICS_FILE = 'metrics.jsonl'
 SUPERSEDED_FILE = 'metrics.superseded.jsonl'
@@ -88,22 +89,16 @@ class LogConfig:
     progress: True a progress bar, False plain lines, None a bar exactly where stderr is a terminal.
     """
 
-    every_steps: int = 50
+    every_steps: Count = 50
     health: bool = True
     pictures_every_steps: Number | None = None
     pictures_every_epochs: NotNegative | None = None
     pictures_every_examples: Examples | None = None
     pictures_every_percent: Percent | None = None
-    num_pictures: int = 8
+    num_pictures: Annotated[int, Range(1, 1000)] = 8
     tensorboard: bool = True
     wandb: str | None = None
     progress: bool | None = None
-
-    def __post_init__(self):
-        if self.every_steps < 1:
-            raise ValueError(f'every_steps must be at least 1, not {self.every_steps}')
-        if self.num_pictures < 1:
-            raise ValueError(f'num_pictures must be at least 1, not {self.num_pictures}')
 
 
 class Logger:

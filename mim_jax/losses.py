@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mim_jax.frequencies import spectrum
+from mim_jax.ranges import Positive, Side
 
 NORM_EPS = 1e-12
 # Added to |z|^2 before the root, which has no gradient at 0 (as the released code of MFM).
@@ -70,11 +71,7 @@ class L2(Distance):
 class SmoothL1(Distance):
     """Mean of `smooth_l1`; beta is where the square turns into the line (2 in DTM's code)."""
 
-    beta: float = 2.0
-
-    def __post_init__(self):
-        if not self.beta > 0:
-            raise ValueError(f'beta = {self.beta} must be above 0.')
+    beta: Positive = 2.0
 
     def between(self, prediction, target):
         return smooth_l1(prediction - target, beta=self.beta).mean(axis=-1)
@@ -157,20 +154,12 @@ class SpectrumDistance:
     frequency loss (Jiang et al., ICCV 2021).
     """
 
-    gamma: float = 1.0
-    focal: float | None = None
+    gamma: Positive = 1.0
+    focal: Positive | None = None
     focal_log: bool = False
     focal_over: Literal['image', 'batch'] = 'image'
     average: bool = False
-    parts: int = 1
-
-    def __post_init__(self):
-        if not self.gamma > 0:
-            raise ValueError(f'gamma = {self.gamma} must be above 0.')
-        if self.focal is not None and not self.focal > 0:
-            raise ValueError(f'focal = {self.focal} must be above 0; none turns it off.')
-        if self.parts < 1:
-            raise ValueError(f'parts = {self.parts} must be at least 1.')
+    parts: Side = 1
 
     @property
     def over_batch(self) -> bool:

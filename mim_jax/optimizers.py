@@ -4,7 +4,7 @@ masks, layer decay.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,18 @@ import optax
 
 from mim_jax.clock import Clock
 from mim_jax.errors import UserError
-from mim_jax.ranges import Examples, Fraction, NotNegative, Number, Percent, Positive
+from mim_jax.ranges import (
+    AtLeastOne,
+    Batch,
+    Examples,
+    Fraction,
+    NotNegative,
+    Number,
+    Percent,
+    Positive,
+    PositiveShare,
+    Range,
+)
 
 Schedule = Callable[[jax.Array], jax.Array]
 
@@ -51,9 +62,9 @@ class OptimizerConfig:
 
     rule: Literal['adamw', 'sgd', 'lars'] = 'adamw'
     frozen: tuple[str, ...] = ()
-    learning_rate: float = 1.5e-4
+    learning_rate: Annotated[float, Range(0, low_open=True)] = 1.5e-4
     scaling: Literal['none', 'linear', 'sqrt'] = 'linear'
-    reference_batch: int = 256
+    reference_batch: Batch = 256
     schedule: Literal['cosine', 'multistep', 'linear', 'constant'] = 'cosine'
     warmup_steps: Number | None = None
     warmup_epochs: NotNegative | None = None
@@ -64,32 +75,18 @@ class OptimizerConfig:
     scale_ends: bool = False
     decay_percent: tuple[Percent, ...] = ()
     decay_factor: Positive = 0.1
-    horizon: float = 1.0
+    horizon: AtLeastOne = 1.0
     beta1: Fraction = 0.9
     beta2: Fraction = 0.95
     eps: Positive = 1e-8
-    momentum: float = 0.9
-    trust: float = 0.001
+    momentum: Fraction = 0.9
+    trust: Positive = 0.001
     weight_decay: NotNegative = 0.05
     decay_also: tuple[str, ...] = ()
-    layer_decay: Positive | None = None
-    clip_norm: float | None = None
+    layer_decay: PositiveShare | None = None
+    clip_norm: Positive | None = None
 
     def __post_init__(self):
-        if self.learning_rate <= 0 or self.reference_batch <= 0:
-            raise ValueError('learning_rate and reference_batch must be positive.')
-        if self.horizon < 1:
-            raise ValueError(
-                f'horizon = {self.horizon} must be at least 1: no schedule ends before its run.'
-            )
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f'momentum = {self.momentum} must lie in [0, 1).')
-        if self.trust <= 0:
-            raise ValueError(f'trust = {self.trust} must be positive.')
-        if self.clip_norm is not None and self.clip_norm <= 0:
-            raise ValueError(
-                f'clip_norm = {self.clip_norm} must be positive; none turns clipping off.'
-            )
         for name in self.decay_also:
             if name not in TOKENS_AND_TABLES:
                 raise ValueError(f'decay_also: {name!r} is none of {", ".join(TOKENS_AND_TABLES)}.')

@@ -18,6 +18,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mim_jax.errors import UserError
+from mim_jax.ranges import Axis, Number
 
 AXES = ('data', 'fsdp', 'tensor')
 BATCH = PartitionSpec(('data', 'fsdp'))
@@ -41,14 +42,14 @@ class MeshConfig:
     ones are replicated.
     """
 
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
-    min_shard_size: int = 2**16
+    data: Axis = -1
+    fsdp: Axis = 1
+    tensor: Axis = 1
+    min_shard_size: Number = 2**16
 
     def __post_init__(self):
         sizes = (self.data, self.fsdp, self.tensor)
-        if any(size == 0 or size < -1 for size in sizes) or sizes.count(-1) > 1:
+        if 0 in sizes or sizes.count(-1) > 1:
             raise ValueError(
                 f'axes data={self.data}, fsdp={self.fsdp}, tensor={self.tensor} must be positive, '
                 'and one of them may be -1.'

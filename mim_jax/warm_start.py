@@ -10,6 +10,7 @@ from mim_jax import checkpoints, work_directory
 from mim_jax.errors import UserError
 from mim_jax.inputs import Inputs
 from mim_jax.models.vit import ViT
+from mim_jax.ranges import Number
 from mim_jax.weights import adapting, encoders, fitting
 
 FIELD = 'config.init.weights'
@@ -29,7 +30,7 @@ class InitConfig:
     """
 
     weights: str | None = None
-    step: int | None = None
+    step: Number | None = None
     average: bool | None = None
     parts: tuple[str, ...] = ('encoder',)
 

@@ -30,7 +30,13 @@ os.environ['XLA_FLAGS'] = (
 # Simulated devices block a thread each in a collective: fewer threads than devices can deadlock.
 os.environ.setdefault('NPROC', '32')
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
+
+# Cases of a property; the cases of tests/fuzz grow with them. `--hypothesis-profile=nightly`.
+hypothesis.settings.register_profile('ci', max_examples=100)
+hypothesis.settings.register_profile('nightly', max_examples=2000, deadline=None)
+hypothesis.settings.load_profile('ci')
 
 TEACHER = dict(patch_size=(8, 8), width=16, depth=2, heads=2)
 TEACHER_PROJECTION = 8

@@ -142,14 +142,10 @@ def test_images_that_are_too_small(corruption, message):
 @pytest.mark.parametrize(
     ('make', 'message'),
     [
-        (lambda: FrequencyFilter(radius=0), 'radius = 0'),
         (lambda: FrequencyFilter(outer_radius=16.0), 'outer_radius = 16.0 must be above radius'),
-        (lambda: FrequencyFilter(low_share=1.5), 'low_share = 1.5'),
-        (lambda: LowResolution(factor=1), 'factor = 1'),
         (lambda: Blur(sizes=(4,)), 'they must be odd'),
         (lambda: Blur(sigma=(2.0, 1.0)), 'sigma'),
-        (lambda: Noise(sigma=(0.0, 1.0)), 'sigma'),
-        (lambda: Noise(grey_share=-1), 'grey_share = -1'),
+        (lambda: Noise(sigma=(1.0,)), 'sigma'),
     ],
 )
 def test_impossible_values_are_refused(make, message):

@@ -283,8 +283,3 @@ def test_mfu_is_left_out_where_the_peak_is_unknown():
     throughput.start(0)
     clock.now += 1
     assert 'speed/mfu' not in throughput.measure(1)
-
-
-def test_config_refuses_zero_steps():
-    with pytest.raises(ValueError, match='every_steps'):
-        logs.LogConfig(every_steps=0)

@@ -42,8 +42,6 @@ def test_the_turn_of_smooth_l1_is_a_choice():
     # Below beta x^2 / (2 beta), above it x - beta / 2.
     found = losses.SmoothL1(beta=0.5)(np.float32([0.25, 0.5, 1, 4]), zeros)
     np.testing.assert_allclose(found, np.mean([0.0625, 0.25, 0.75, 3.75]), rtol=1e-6)
-    with pytest.raises(ValueError, match='beta = 0 must be above 0'):
-        losses.SmoothL1(beta=0)
 
 
 def test_cosine_of_a_zero_vector_is_zero_with_finite_gradient():
@@ -163,12 +161,3 @@ def test_parts_of_an_image_have_spectra_of_their_own():
         piece = np.s_[:, 6 * row : 6 * row + 6, 4 * column : 4 * column + 4]
         expected = np.abs(fft(IMAGES[piece]) - fft(OTHERS[piece]))
         np.testing.assert_allclose(found[:, part], expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ('options', 'message'),
-    [({'gamma': 0}, 'gamma = 0'), ({'focal': -1.0}, 'focal = -1.0'), ({'parts': 0}, 'parts = 0')],
-)
-def test_impossible_values_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        losses.SpectrumDistance(**options)

@@ -94,7 +94,7 @@ def photos(folder, count=4, size=(32, 32)):
         ('--config.data.batch_size=many', ['config.data.batch_size=many', 'expected int']),
         ('--config.optimizer.schedule=cosin', ["one of 'cosine'"]),
         ('--config.objective.name=sim', ['did you mean simmim?']),
-        ('--config.train.accumulation=0', ['train: accumulation = 0']),
+        ('--config.train.accumulation=0', ['config.train.accumulation=0: must be at least 1']),
         ('--workdri=x', ['--workdri=x', 'unknown argument']),
         ('--config.data.batch_size', ['a value is missing']),
         ('--extend', ['--extend: there is no run in --workdir=work']),

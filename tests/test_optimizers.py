@@ -88,8 +88,6 @@ def test_with_a_horizon_the_run_ends_in_the_midst_of_its_schedule():
     )
     found = [float(make_schedule(steps, CLOCK)(step)) for step in (79, 81)]
     np.testing.assert_allclose(found, [1.0, 0.1])
-    with pytest.raises(ValueError, match='horizon = 0.5 must be at least 1'):
-        OptimizerConfig(horizon=0.5)
 
 
 def test_adamw_equals_a_plain_loop():
@@ -150,12 +148,6 @@ def test_layer_decay_scales_stacked_blocks_one_by_one():
     # The first step of Adam is minus the learning rate wherever the gradient is positive.
     expected = -np.array([0.125, 0.25, 0.5])[:, None, None] * np.ones((3, 2, 2))
     np.testing.assert_allclose(updates['blocks'], expected, rtol=1e-5)
-
-
-@pytest.mark.parametrize('field', ['learning_rate', 'clip_norm', 'momentum', 'trust'])
-def test_impossible_values_are_refused(field):
-    with pytest.raises(ValueError, match=field):
-        OptimizerConfig(**{field: -1.0})
 
 
 @pytest.mark.parametrize('rule', ['lars', 'sgd'])

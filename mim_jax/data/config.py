@@ -1,13 +1,14 @@
 """The config section `data`: where images come from and how they are seen by default."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 from mim_jax.config import choice
 from mim_jax.data.randaugment import RandAugment, no_maps
 from mim_jax.data.sources import SOURCES
 from mim_jax.data.view import Colors, Crop, View
 from mim_jax.errors import UserError
+from mim_jax.ranges import AnyNumber, Batch, Positive, PositiveShare, Share, Side, Workers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,48 +38,34 @@ class DataConfig:
     source: Any = choice(SOURCES, 'embedded')
     split: str = 'train'
     eval_split: str | None = 'test'
-    image_size: tuple[int, ...] = (48, 48)
-    channels: int = 3
-    batch_size: int = 128
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    image_size: tuple[Side, ...] = (48, 48)
+    channels: Literal[1, 3] = 3
+    batch_size: Batch = 128
+    mean: tuple[AnyNumber, ...] = (0.485, 0.456, 0.406)
+    std: tuple[Positive, ...] = (0.229, 0.224, 0.225)
     crop: Crop = dataclasses.field(default_factory=Crop)
-    eval_crop: float | None = None
-    flip: float = 0.0
+    eval_crop: PositiveShare | None = None
+    flip: Share = 0.0
     colors: Colors = dataclasses.field(default_factory=Colors)
     randaugment: RandAugment = dataclasses.field(default_factory=RandAugment)
     shuffle: bool = True
-    workers: int = 0
-    threads: int = 2
-    prefetch: int = 2
-    max_corrupt_share: float = 0.1
+    workers: Workers = 0
+    threads: Workers = 2
+    prefetch: Workers = 2
+    max_corrupt_share: Share = 0.1
 
     def __post_init__(self):
         for name, count in (('image_size', 2), ('mean', self.channels), ('std', self.channels)):
             if len(getattr(self, name)) == 1:
                 object.__setattr__(self, name, tuple(getattr(self, name)) * count)
-        if len(self.image_size) != 2 or min(self.image_size) < 1:
+        if len(self.image_size) != 2:
             raise ValueError(f'image_size is {self.image_size}, must be (height, width) in pixels')
-        if self.channels not in (1, 3):
-            raise ValueError(f'channels is {self.channels}, must be 3 (colour) or 1 (grey)')
         for name in ('mean', 'std'):
             if len(getattr(self, name)) != self.channels:
                 raise ValueError(
                     f'{name} has {len(getattr(self, name))} numbers, channels is {self.channels}: '
                     f'give one per channel'
                 )
-        if min(self.std) <= 0:
-            raise ValueError(f'std is {self.std}, every number must be above 0')
-        if self.batch_size < 1:
-            raise ValueError(f'batch_size is {self.batch_size}, must be at least 1')
-        if not 0 <= self.flip <= 1:
-            raise ValueError(f'flip is {self.flip}, must be a probability')
-        if self.eval_crop is not None and not 0 < self.eval_crop <= 1:
-            raise ValueError(f'eval_crop is {self.eval_crop}, must be a share in (0, 1]')
-        if not 0 <= self.max_corrupt_share <= 1:
-            raise ValueError(f'max_corrupt_share is {self.max_corrupt_share}, must be in [0, 1]')
-        if min(self.workers, self.threads, self.prefetch) < 0:
-            raise ValueError('workers, threads and prefetch must be at least 0')
 
     def view(self, **changes: Any) -> View:
         """A view of this section's crop, size, flip and colours, but for the fields named; with

@@ -1,9 +1,12 @@
 """Colours changed on the host: mmseg's photometric distortion."""
 
 import dataclasses
+from typing import Annotated
 
 import cv2
 import numpy as np
+
+from mim_jax.ranges import NotNegative, Range, Share, check_ordered
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,21 +26,14 @@ class PhotometricDistortion:
     about the mean, and one coin decides on all.
     """
 
-    probability: float = 0.5
-    brightness: float = 32.0
-    contrast: tuple[float, ...] = (0.5, 1.5)
-    saturation: tuple[float, ...] = (0.5, 1.5)
-    hue: int = 18
+    probability: Share = 0.5
+    brightness: NotNegative = 32.0
+    contrast: tuple[NotNegative, ...] = (0.5, 1.5)
+    saturation: tuple[NotNegative, ...] = (0.5, 1.5)
+    hue: Annotated[int, Range(0, 90)] = 18
 
     def __post_init__(self):
-        if not 0 <= self.probability <= 1:
-            raise ValueError(f'probability = {self.probability} must be in [0, 1]')
-        for name in ('contrast', 'saturation'):
-            value = getattr(self, name)
-            if len(value) != 2 or not 0 <= value[0] <= value[1]:
-                raise ValueError(f'{name} = {value} must be (low, high) with 0 <= low <= high')
-        if self.brightness < 0 or not 0 <= self.hue <= 90:
-            raise ValueError('brightness must be at least 0, hue from 0 to 90')
+        check_ordered(self, 'contrast', 'saturation')
 
     def __call__(self, rng, picture):
         image = picture.image.copy()

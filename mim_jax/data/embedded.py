@@ -13,6 +13,7 @@ import numpy as np
 
 from mim_jax.data.fields import Field, image_fields
 from mim_jax.errors import UserError
+from mim_jax.ranges import Count
 
 # Of the 1,797 digits, those whose scenes are for testing.
 NUM_TEST_DIGITS = 497
@@ -25,12 +26,8 @@ GREY = np.array([0.299, 0.587, 0.114])  # of red, green and blue
 class Embedded:
     """Config section of the embedded scenes, which have `data.image_size`: how many there are."""
 
-    num_train: int = 8192
-    num_test: int = 2048
-
-    def __post_init__(self):
-        if self.num_train < 1 or self.num_test < 1:
-            raise ValueError('num_train and num_test must be at least 1')
+    num_train: Count = 8192
+    num_test: Count = 2048
 
     def open(self, data, *, split):
         """The scenes of a split; see `EmbeddedScenes`."""

@@ -11,7 +11,7 @@ from mim_jax.data.decode import CorruptImage
 from mim_jax.data.fields import Field, image_fields, label_field
 from mim_jax.data.holdout import held_out
 from mim_jax.errors import UserError
-from mim_jax.ranges import Fraction, Seed
+from mim_jax.ranges import Classes, Fraction, Seed
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.gif', '.tif', '.tiff', '.ppm', '.pgm')
 # Names under which the parts of a set are found, in the order of preference.
@@ -51,7 +51,7 @@ class Folder:
     path: str | None = None
     pairs: bool = False
     map_path: str | None = None
-    map_classes: int | None = None
+    map_classes: Classes | None = None
     reduce_zero_label: bool = False
     holdout: Fraction = 0.1
     holdout_seed: Seed = 0
@@ -198,7 +198,7 @@ class ImageFolder:
         """Of all names and labels, and the sizes of up to SIZES_LOOKED_AT files."""
         digest = hashlib.sha256(self._names.block)
         if self._labels is not None:
-            digest.update(self._labels.tobytes() + '\0'.join(self.classes).encode())
+            digest.update(self._labels.tobytes() + os.fsencode('\0'.join(self.classes)))
         if self._maps is not None:
             digest.update(self._maps.block)
         count = min(len(self), SIZES_LOOKED_AT)
@@ -322,7 +322,8 @@ def _no_split(path, split, *, field):
 def class_names(root):
     """The sorted names of the sub-folders of a folder, which are its classes."""
     with os.scandir(root) as entries:
-        names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith('.'))
+        # Not the entry's own `is_dir`, which fails at a link that leads to itself.
+        names = sorted(e.name for e in entries if os.path.isdir(e) and not e.name.startswith('.'))
     return [name for name in names if name not in NO_CLASSES]
 
 

@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
 from mim_jax.config import context
 from mim_jax.data import operations
 from mim_jax.errors import UserError
+from mim_jax.ranges import NotNegative, Range, Share
 
 TOP = 10.0  # the highest magnitude
 
@@ -75,23 +76,13 @@ class RandAugment:
     fill: levels of what comes in from outside, one per channel; `DataConfig.view` gives the mean.
     """
 
-    num_ops: int = 0
-    magnitude: float = 9.0
-    magnitude_std: float = 0.5
+    num_ops: Annotated[int, Range(0, 1000)] = 0
+    magnitude: Annotated[float, Range(0, TOP)] = 9.0
+    magnitude_std: NotNegative = 0.5
     increasing: bool = True
-    probability: float = 0.5
+    probability: Share = 0.5
     interpolation: Literal['bicubic', 'bilinear', 'random'] = 'bicubic'
     fill: tuple[int, ...] | None = context()
-
-    def __post_init__(self):
-        if self.num_ops < 0:
-            raise ValueError(f'num_ops is {self.num_ops}, must be at least 0')
-        if not 0 <= self.magnitude <= TOP:
-            raise ValueError(f'magnitude is {self.magnitude}, must be in [0, {TOP:.0f}]')
-        if self.magnitude_std < 0:
-            raise ValueError(f'magnitude_std is {self.magnitude_std}, must be at least 0')
-        if not 0 <= self.probability <= 1:
-            raise ValueError(f'probability is {self.probability}, must be in [0, 1]')
 
     def __call__(self, rng, picture):
         """The picture with its image changed.

@@ -4,6 +4,7 @@ The records are read from ArrayRecord files as they are, so that the JPEG bytes 
 decode-and-crop; TFDS's readers would decode the whole image first.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -16,6 +17,7 @@ from mim_jax.data.decode import CorruptImage
 from mim_jax.data.fields import Field, image_fields
 from mim_jax.data.shards import check_shards
 from mim_jax.errors import UserError
+from mim_jax.ranges import Classes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Tfds:
     dataset: str | None = None
     path: str | None = None
     map: str | None = None
-    map_classes: int | None = None
+    map_classes: Classes | None = None
     reduce_zero_label: bool = False
 
     def __post_init__(self):
@@ -91,9 +93,10 @@ class TfdsImages:
     """
 
     def __init__(self, name, *, data_dir=None, split, maps=None):
-        builder = _builder(name, data_dir)
-        shards = _shards(builder, name, split)
-        self._keys = _fields(builder.info, maps or {})
+        with _metadata(name, data_dir):
+            builder = _builder(name, data_dir)
+            shards = _shards(builder, name, split)
+            self._keys = _fields(builder.info, maps or {})
         if not any(field.name == 'image' for field in self._keys.values()):
             raise UserError(
                 f'config.data.source.dataset: {name} has no image, but '
@@ -120,16 +123,11 @@ class TfdsImages:
             record = self._records[index]
         except RuntimeError as error:  # a part of the file is damaged, or the file is gone
             raise CorruptImage(str(error)) from error
-        features = tf_example_pb2.Example.FromString(record).features.feature
-        item = {}
-        for key, field in self._keys.items():
-            if field.kind == 'value':
-                numbers = features[key].int64_list.value or features[key].float_list.value
-                array = np.array(numbers).reshape(field.shape)
-                item[field.name] = array[()]  # a number, where the shape is ()
-            else:
-                item[field.name] = features[key].bytes_list.value[0]
-        return item
+        try:
+            features = tf_example_pb2.Example.FromString(record).features.feature
+            return {field.name: _value(features[key], field) for key, field in self._keys.items()}
+        except Exception as error:  # protobuf's own, and of what a record lacks
+            raise CorruptImage(f'not the record that the metadata describe: {error}') from error
 
     def describe(self, index):
         return f'{self._name} record {index}'
@@ -137,6 +135,30 @@ class TfdsImages:
     def fingerprint(self):
         """Of the split's files: their names, sizes, and which of their records are taken."""
         return hashlib.sha256(repr(self._files).encode()).hexdigest()
+
+
+def _value(feature, field):
+    """A field's value in a record: encoded bytes, or a number, or an array."""
+    if field.kind != 'value':
+        return feature.bytes_list.value[0]
+    numbers = feature.int64_list.value or feature.float_list.value
+    return np.array(numbers).reshape(field.shape)[()]  # a number, where the shape is ()
+
+
+@contextlib.contextmanager
+def _metadata(name, data_dir):
+    """Says in a sentence what TFDS and protobuf raise of many kinds at damaged metadata."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = ' '.join(str(error).split())[:200]
+        raise UserError(
+            f'config.data.source.dataset: the metadata of {name} in '
+            f'{data_dir or "~/tensorflow_datasets"} cannot be read ({reason}): copy them anew, or '
+            f'prepare the dataset again by `{_command(name, data_dir)} --overwrite`'
+        ) from error
 
 
 def _builder(name, data_dir):

@@ -2,6 +2,18 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Annotated
+
+from mim_jax.ranges import (
+    AtLeastOne,
+    NotNegative,
+    Pixels,
+    Positive,
+    PositiveShare,
+    Range,
+    Share,
+    check_ordered,
+)
 
 CROPS = ('random', 'simple', 'scaled', 'resize', 'centre', 'none')
 INTERPOLATIONS = ('bicubic', 'bilinear', 'linear')
@@ -27,14 +39,14 @@ class Crop:
     """
 
     mode: str = 'random'
-    scale: tuple[float, ...] = (0.2, 1.0)  # share of the image's area, smallest and largest
-    ratio: tuple[float, ...] = (3 / 4, 4 / 3)  # width / height, smallest and largest
-    resize: float = 1.0  # 256 / 224: "resize to 256, crop 224"
-    pad: int = 0
-    factor: tuple[float, ...] = (0.5, 2.0)
-    longest: float = 4.0
-    max_share: float = 0.75
-    share: float = 1.0
+    scale: tuple[PositiveShare, ...] = (0.2, 1.0)  # share of the image's area, smallest and largest
+    ratio: tuple[Positive, ...] = (3 / 4, 4 / 3)  # width / height, smallest and largest
+    resize: AtLeastOne = 1.0  # 256 / 224: "resize to 256, crop 224"
+    pad: Pixels = 0
+    factor: tuple[Positive, ...] = (0.5, 2.0)
+    longest: AtLeastOne = 4.0
+    max_share: PositiveShare = 0.75
+    share: PositiveShare = 1.0
     interpolation: str = 'bicubic'  # 'linear': without antialiasing, as OpenCV's
 
     def __post_init__(self):
@@ -45,24 +57,7 @@ class Crop:
                 f'interpolation is {self.interpolation!r}, '
                 f'must be one of {", ".join(INTERPOLATIONS)}'
             )
-        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise ValueError(
-                f'scale is {self.scale}, must be (low, high) with 0 < low <= high <= 1'
-            )
-        if len(self.ratio) != 2 or not 0 < self.ratio[0] <= self.ratio[1]:
-            raise ValueError(f'ratio is {self.ratio}, must be (low, high) with 0 < low <= high')
-        if self.resize < 1:
-            raise ValueError(f'resize is {self.resize}, must be at least 1')
-        if len(self.factor) != 2 or not 0 < self.factor[0] <= self.factor[1]:
-            raise ValueError(f'factor is {self.factor}, must be (low, high) with 0 < low <= high')
-        if self.longest < 1:
-            raise ValueError(f'longest is {self.longest}, must be at least 1')
-        if not 0 < self.max_share <= 1:
-            raise ValueError(f'max_share is {self.max_share}, must be in (0, 1]; 1: any share')
-        if self.pad < 0:
-            raise ValueError(f'pad is {self.pad}, must be at least 0 pixels')
-        if not 0 < self.share <= 1:
-            raise ValueError(f'share is {self.share}, must be in (0, 1]')
+        check_ordered(self, 'scale', 'ratio', 'factor')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,38 +74,27 @@ class Colors:
       (LUT and DeiT III: 1, 1, 1).
     """
 
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
-    hue: float = 0.0
-    probability: float = 1.0
-    grey: float = 0.0
-    solarize: float = 0.0
-    blur: float = 0.0
-    blur_sigma: tuple[float, ...] = (0.1, 2.0)
+    brightness: NotNegative = 0.0
+    contrast: NotNegative = 0.0
+    saturation: NotNegative = 0.0
+    hue: Annotated[float, Range(0, 0.5)] = 0.0
+    probability: Share = 1.0
+    grey: NotNegative = 0.0
+    solarize: NotNegative = 0.0
+    blur: NotNegative = 0.0
+    blur_sigma: tuple[Positive, ...] = (0.1, 2.0)
     one_of: bool = False
 
     def __post_init__(self):
-        for name in ('brightness', 'contrast', 'saturation'):
-            if getattr(self, name) < 0:
-                raise ValueError(f'{name} is {getattr(self, name)}, must be at least 0')
-        if not 0 <= self.hue <= 0.5:
-            raise ValueError(f'hue is {self.hue}, must be in [0, 0.5] turns of the colour circle')
-        if not 0 <= self.probability <= 1:
-            raise ValueError(f'probability is {self.probability}, must be in [0, 1]')
         rest = self.grey, self.solarize, self.blur
-        if min(rest) < 0 or (max(rest) > 1 and not self.one_of):
+        if max(rest) > 1 and not self.one_of:
             raise ValueError(
                 f'grey, solarize and blur are {rest}, must be probabilities (with one_of=true: '
-                f'weights of at least 0)'
+                f'weights)'
             )
         if self.one_of and not sum(rest):
             raise ValueError('one_of draws among grey, solarize and blur, all of which are 0')
-        if len(self.blur_sigma) != 2 or not 0 < self.blur_sigma[0] <= self.blur_sigma[1]:
-            raise ValueError(
-                f'blur_sigma is {self.blur_sigma}, must be (low, high) in pixels with 0 < low <= '
-                f'high'
-            )
+        check_ordered(self, 'blur_sigma')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ from mim_jax.errors import UserError
 from mim_jax.evaluators.base import Test
 from mim_jax.evaluators.features import ranks_of
 from mim_jax.evaluators.judged import Judged
+from mim_jax.ranges import Count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +30,7 @@ class Accuracy:
     test: ClassVar[Test] = 'needed'
     judges: ClassVar[str] = 'logits'
 
-    max_test: int | None = None
-
-    def __post_init__(self):
-        if self.max_test is not None and self.max_test < 1:
-            raise ValueError(f'max_test must be at least 1 or none, not {self.max_test}')
+    max_test: Count | None = None
 
     def judge(self, judged: Judged) -> Iterator[tuple[str, float | np.ndarray]]:
         """Yields ('top1', share in 0..1), ('top5', …) where there are more than 5 classes,

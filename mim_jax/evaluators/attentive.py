@@ -32,9 +32,9 @@ from mim_jax.evaluators import linear
 from mim_jax.evaluators.base import Test
 from mim_jax.evaluators.features import (
     Features,
-    check_fields,
 )
 from mim_jax.models.pooling import AttentivePool
+from mim_jax.ranges import Batch, Count, Number, OpenShare, Positive, Seed, Width
 
 EPSILON = 1e-5
 HEAD_WIDTH = 64
@@ -56,24 +56,19 @@ class Attentive:
     test: ClassVar[Test] = 'needed'
     pool: ClassVar[str] = 'tokens'
 
-    heads: int | None = None
-    learning_rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3)
-    epochs: int = 90
-    warmup_epochs: int = 10
-    batch_size: int = 256
-    holdout: float = 0.1
-    seed: int = 0
-    max_gigabytes: float = 16.0
-    max_train: int | None = 10000
-    max_test: int | None = 5000
+    heads: Width | None = None
+    learning_rates: tuple[Positive, ...] = (0.003, 0.01, 0.03, 0.1, 0.3)
+    epochs: Count = 90
+    warmup_epochs: Number = 10
+    batch_size: Batch = 256
+    holdout: OpenShare = 0.1
+    seed: Seed = 0
+    max_gigabytes: Positive = 16.0
+    max_train: Count | None = 10000
+    max_test: Count | None = 5000
 
     def __post_init__(self):
         linear.check_training(self)
-        check_fields(self)
-        if self.heads is not None and self.heads < 1:
-            raise ValueError(f'heads must be at least 1 or none, not {self.heads}')
-        if not self.max_gigabytes > 0:
-            raise ValueError(f'max_gigabytes must be positive, not {self.max_gigabytes}')
 
     def run(
         self, train: Features, test: Features, *, num_classes: int

@@ -10,15 +10,16 @@ Both are float64 on the host, of the features of all processes.
 
 import dataclasses
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 from scipy import linalg
 
 from mim_jax.errors import UserError
 from mim_jax.evaluators.base import Test
-from mim_jax.evaluators.features import Features, Pool, check_fields, check_finite, unit
+from mim_jax.evaluators.features import Features, Pool, check_finite, unit
 from mim_jax.evaluators.health import effective_rank
+from mim_jax.ranges import Count, Positive, Range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,17 +34,10 @@ class Augmented:
     labels: ClassVar[bool] = False
     test: ClassVar[Test] = 'unused'
 
-    views: int = 50
-    delta: float = 1e-4
+    views: Annotated[int, Range(2, 1000)] = 50
+    delta: Positive = 1e-4
     pool: Pool = 'mean'
-    max_train: int | None = 1000
-
-    def __post_init__(self):
-        check_fields(self)
-        if self.views < 2:
-            raise ValueError(f'views must be at least 2, not {self.views}')
-        if not self.delta > 0:
-            raise ValueError(f'delta must be positive, not {self.delta}')
+    max_train: Count | None = 1000
 
     def run(
         self, train: Features, test: None = None, *, num_classes: int | None = None

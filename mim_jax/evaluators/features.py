@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from mim_jax.errors import UserError
 
 Pool = Literal['mean', 'class', 'both']
 
-POOLINGS = ('mean', 'class', 'both')
+POOLINGS = get_args(Pool)
 GATHERED_BYTES = 2**26  # of all processes' rows that are on a device at once
 
 
@@ -159,16 +159,6 @@ def ranks_of(logits: jax.Array, labels: jax.Array) -> jax.Array:
     lower = jnp.arange(logits.shape[1]) < labels[:, None]
     ahead = ((logits > own) | ((logits == own) & lower)).sum(axis=1)
     return jnp.where(jnp.isfinite(logits).all(axis=1), ahead, logits.shape[1])
-
-
-def check_fields(evaluator: Any) -> None:
-    """Raises ValueError for a wrong value among the fields that evaluators share."""
-    if evaluator.pool not in (*POOLINGS, 'tokens'):
-        raise ValueError(f'pool must be one of {", ".join(POOLINGS)}, not {evaluator.pool!r}')
-    for name in ('max_train', 'max_test'):
-        limit = getattr(evaluator, name, None)
-        if limit is not None and limit < 1:
-            raise ValueError(f'{name} must be at least 1 or none, not {limit}')
 
 
 def check_labels(features: Features, *, num_classes: int, evaluator: str, split: str) -> None:

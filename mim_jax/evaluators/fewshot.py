@@ -20,11 +20,11 @@ from mim_jax.evaluators.base import Test
 from mim_jax.evaluators.features import (
     Features,
     Pool,
-    check_fields,
     check_finite,
     check_labels,
     gather,
 )
+from mim_jax.ranges import Count, Positive, Repeats
 
 ROWS = 8192  # test images whose class scores are held at once
 CONFIDENCE = 0.95
@@ -45,23 +45,18 @@ class FewShot:
     labels: ClassVar[bool] = True
     test: ClassVar[Test] = 'needed'
 
-    shots: tuple[int, ...] = (1, 5, 10, 25)
-    draws: int = 5
-    l2: tuple[float, ...] = (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2)
+    shots: tuple[Count, ...] = (1, 5, 10, 25)
+    draws: Repeats = 5
+    l2: tuple[Positive, ...] = (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2)
     pool: Pool = 'mean'
-    max_train: int | None = None
-    max_test: int | None = None
+    max_train: Count | None = None
+    max_test: Count | None = None
 
     def __post_init__(self):
-        if not self.shots or min(self.shots) < 1:
-            raise ValueError(f'shots must be at least 1, not {self.shots}')
-        if len({*self.shots}) < len(self.shots):
-            raise ValueError(f'shots must be different numbers, not {self.shots}')
-        if self.draws < 1:
-            raise ValueError(f'draws must be at least 1, not {self.draws}')
-        if not self.l2 or not min(self.l2) > 0:
-            raise ValueError(f'l2 must be positive, not {self.l2}')
-        check_fields(self)
+        if not self.shots or len({*self.shots}) < len(self.shots):
+            raise ValueError(f'shots must be one or more different numbers, not {self.shots}')
+        if not self.l2:
+            raise ValueError('l2 must be one or more numbers')
 
     def run(
         self, train: Features, test: Features, *, num_classes: int

@@ -15,7 +15,8 @@ import numpy as np
 
 from mim_jax.errors import UserError
 from mim_jax.evaluators.base import Test
-from mim_jax.evaluators.features import Features, Pool, check_fields, check_finite, gather, unit
+from mim_jax.evaluators.features import Features, Pool, check_finite, gather, unit
+from mim_jax.ranges import Count
 
 EPSILON = 1e-7  # of RankMe and LiDAR
 TEMPERATURE = 2.0  # the paper's t of the uniformity
@@ -33,10 +34,7 @@ class Health:
     test: ClassVar[Test] = 'unused'
 
     pool: Pool = 'mean'
-    max_train: int | None = 25600
-
-    def __post_init__(self):
-        check_fields(self)
+    max_train: Count | None = 25600
 
     def run(
         self, train: Features, test: None = None, *, num_classes: int | None = None

@@ -24,12 +24,12 @@ from mim_jax.evaluators.base import Test
 from mim_jax.evaluators.features import (
     Features,
     Pool,
-    check_fields,
     check_finite,
     check_labels,
     gather,
     unit,
 )
+from mim_jax.ranges import Count, Positive
 
 # Chunks of the similarity matrix: 512 test rows per device times 8192 training rows (16 MiB).
 TEST_ROWS = 512
@@ -52,20 +52,15 @@ class KNN:
     test: ClassVar[Test] = 'optional'
 
     # A tuple, so that a config file can assign several; the command line may give one number.
-    k: int | tuple[int, ...] = (20,)
-    temperature: float = 0.07
+    k: Count | tuple[Count, ...] = (20,)
+    temperature: Positive = 0.07
     pool: Pool = 'mean'
-    max_train: int | None = None
-    max_test: int | None = None
+    max_train: Count | None = None
+    max_test: Count | None = None
 
     def __post_init__(self):
-        if not self.all_k or min(self.all_k) < 1:
-            raise ValueError(f'k must be at least 1, not {self.k}')
-        if len({*self.all_k}) < len(self.all_k):
-            raise ValueError(f'k must be different numbers, not {self.k}')
-        if not self.temperature > 0:
-            raise ValueError(f'temperature must be positive, not {self.temperature}')
-        check_fields(self)
+        if not self.all_k or len({*self.all_k}) < len(self.all_k):
+            raise ValueError(f'k must be one or more different numbers, not {self.k}')
 
     @property
     def all_k(self) -> tuple[int, ...]:

@@ -32,13 +32,13 @@ from mim_jax.evaluators.features import (
     Features,
     Pool,
     Recipe,
-    check_fields,
     check_finite,
     check_labels,
     gather,
     ranks_of,
     recipe,
 )
+from mim_jax.ranges import Batch, Count, Depth, Number, OpenShare, Positive, Seed
 
 MOMENTUM = 0.9
 TRUST = 0.001
@@ -64,23 +64,22 @@ class Linear:
     labels: ClassVar[bool] = True
     test: ClassVar[Test] = 'needed'
 
-    learning_rates: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
-    epochs: int = 90
-    warmup_epochs: int = 10
-    batch_size: int = 1024
-    holdout: float = 0.1
-    seed: int = 0
+    learning_rates: tuple[Positive, ...] = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+    epochs: Count = 90
+    warmup_epochs: Number = 10
+    batch_size: Batch = 1024
+    holdout: OpenShare = 0.1
+    seed: Seed = 0
     pools: tuple[Pool, ...] = ()
-    blocks: tuple[int, ...] = (1,)
+    blocks: tuple[Depth, ...] = (1,)
     pool: Pool = 'mean'
-    max_train: int | None = None
-    max_test: int | None = None
+    max_train: Count | None = None
+    max_test: Count | None = None
 
     def __post_init__(self):
         check_training(self)
-        check_fields(self)
-        if not self.blocks or min(self.blocks) < 1 or len({*self.blocks}) < len(self.blocks):
-            raise ValueError(f'blocks must be different numbers from 1, not {self.blocks}')
+        if not self.blocks or len({*self.blocks}) < len(self.blocks):
+            raise ValueError(f'blocks must be one or more different numbers, not {self.blocks}')
         if len({*self.pools}) < len(self.pools):
             raise ValueError(f'pools must be different, not {self.pools}')
 
@@ -169,18 +168,13 @@ def accuracies(mine: np.ndarray, *, num_classes: int) -> Iterator[tuple[str, flo
 
 def check_training(evaluator: Any) -> None:
     """Raises ValueError for a wrong value among the fields of a training with several rates."""
-    if not evaluator.learning_rates or not min(evaluator.learning_rates) > 0:
-        raise ValueError(f'learning_rates must be positive, not {evaluator.learning_rates}')
-    epochs, batch_size = evaluator.epochs, evaluator.batch_size
-    if epochs < 1 or batch_size < 1:
-        raise ValueError(f'epochs and batch_size must be at least 1, not {epochs} and {batch_size}')
-    if not 0 <= evaluator.warmup_epochs < epochs:
+    if not evaluator.learning_rates:
+        raise ValueError('learning_rates must be one or more numbers')
+    if evaluator.warmup_epochs >= evaluator.epochs:
         raise ValueError(
-            f'warmup_epochs must be at least 0 and below epochs = {epochs}, '
+            f'warmup_epochs must be below epochs = {evaluator.epochs}, '
             f'not {evaluator.warmup_epochs}'
         )
-    if not 0 < evaluator.holdout < 1:
-        raise ValueError(f'holdout must be between 0 and 1, not {evaluator.holdout}')
 
 
 def one_device() -> Mesh:

@@ -22,6 +22,7 @@ from mim_jax.evaluators.benchmark_sets import (
 )
 from mim_jax.evaluators.judged import Judged
 from mim_jax.evaluators.subset import EvenlySpaced
+from mim_jax.ranges import Count
 
 FIELD = 'config.eval.robustness'
 # Sets whose predictions are restricted to the classes that they have (200 of ImageNet's 1,000).
@@ -52,11 +53,7 @@ class Robustness:
     r: str | None = None
     sketch: str | None = None
     c: str | None = None
-    max_test: int | None = None
-
-    def __post_init__(self):
-        if self.max_test is not None and self.max_test < 1:
-            raise ValueError(f'max_test must be at least 1 or none, not {self.max_test}')
+    max_test: Count | None = None
 
     def check(self, objective: Any) -> None:
         """Raises UserError where no set is named, one is not there or has classes that the training

@@ -15,6 +15,7 @@ from mim_jax.evaluators.judged import Judged
 from mim_jax.evaluators.pixels import count_pairs, figures
 from mim_jax.evaluators.sliding import Sliding
 from mim_jax.evaluators.sliding import confusion as slide
+from mim_jax.ranges import Count, Positive, Side
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,18 +34,14 @@ class Segmentation:
     judges: ClassVar[str] = 'pixel_logits'
 
     mode: Literal['whole', 'slide'] = 'whole'
-    stride: int | None = None
-    scales: tuple[float, ...] = (1.0,)
+    stride: Side | None = None
+    scales: tuple[Positive, ...] = (1.0,)
     flip: bool = False
-    max_test: int | None = None
+    max_test: Count | None = None
 
     def __post_init__(self):
-        if self.max_test is not None and self.max_test < 1:
-            raise ValueError(f'max_test must be at least 1 or none, not {self.max_test}')
-        if self.stride is not None and self.stride < 1:
-            raise ValueError(f'stride must be at least 1 pixel or none, not {self.stride}')
-        if not self.scales or min(self.scales) <= 0:
-            raise ValueError(f'scales must be one or more numbers above 0, not {self.scales}')
+        if not self.scales:
+            raise ValueError('scales must be one or more numbers')
 
     def judge(self, judged: Judged) -> Iterator[tuple[str, float | np.ndarray]]:
         """Yields ('miou', …), ('macc', …), ('aacc', …), see `figures`, and ('confusion', int64

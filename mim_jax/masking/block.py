@@ -10,6 +10,7 @@ from jax import lax
 
 from mim_jax.errors import UserError
 from mim_jax.masking.selection import lowest
+from mim_jax.ranges import Count, Positive
 
 TRIES = 10  # failed attempts to place one block before the drawing ends
 
@@ -32,25 +33,22 @@ class BlockMasking:
     Source: BEiT and BEiT v2, the mask generators of the released code.
     """
 
-    num_masked: int = 75
-    min_block: int = 16
-    max_block: int | None = None
-    min_aspect: float = 0.3
-    max_aspect: float | None = None
+    num_masked: Count = 75
+    min_block: Count = 16
+    max_block: Count | None = None
+    min_aspect: Positive = 0.3
+    max_aspect: Positive | None = None
 
     def __post_init__(self):
-        for name in ('num_masked', 'min_block'):
-            if getattr(self, name) < 1:
-                raise ValueError(f'{name} = {getattr(self, name)}: it must be at least 1.')
         if self.max_block is not None and self.max_block < self.min_block:
             raise ValueError(
                 f'max_block = {self.max_block}: it must be at least min_block = {self.min_block}.'
             )
         low, high = self._aspects()
-        if not 0 < low <= high:
+        if low > high:
             raise ValueError(
-                f'min_aspect = {self.min_aspect}, max_aspect = {self.max_aspect}: they must be '
-                f'positive and in this order.'
+                f'min_aspect = {self.min_aspect}, max_aspect = {self.max_aspect}: they must be in '
+                f'this order.'
             )
 
     def count(self, grid):

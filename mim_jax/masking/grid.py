@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from mim_jax.errors import UserError
-from mim_jax.masking.random import check_ratio, hide_at_random
+from mim_jax.masking.random import hide_at_random
+from mim_jax.ranges import OpenShare, Side
 
 
 @dataclass(frozen=True)
@@ -19,12 +20,11 @@ class GridMasking:
     Source: SimMIM (Xie et al., CVPR 2022), the mask generator of the released code.
     """
 
-    ratio: float = 0.6
-    cell: tuple[int, ...] = (2, 2)
+    ratio: OpenShare = 0.6
+    cell: tuple[Side, ...] = (2, 2)
 
     def __post_init__(self):
-        check_ratio(self.ratio)
-        if len(self.cell) != 2 or min(self.cell) < 1:
+        if len(self.cell) != 2:
             raise ValueError(f'cell = {self.cell}: it must be (height, width) in patches.')
 
     def count(self, grid):

@@ -8,6 +8,7 @@ import jax
 
 from mim_jax.errors import UserError
 from mim_jax.masking.selection import lowest
+from mim_jax.ranges import OpenShare
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,8 @@ class RandomMasking:
     Source: MAE (He et al., CVPR 2022), `random_masking`.
     """
 
-    ratio: float = 0.75
+    ratio: OpenShare = 0.75
     floor: Literal['visible', 'hidden'] = 'visible'
-
-    def __post_init__(self):
-        check_ratio(self.ratio)
 
     def count(self, grid):
         """Patches hidden in every image of a grid (h, w)."""
@@ -50,8 +48,3 @@ def hide_at_random(keys, *, num_patches, count):
     """Mask [B, num_patches] with `count` True in every row, from keys [B]."""
     noise = jax.vmap(lambda key: jax.random.uniform(key, (num_patches,)))(keys)
     return lowest(noise, count=count)
-
-
-def check_ratio(ratio):
-    if not 0 < ratio < 1:
-        raise ValueError(f'ratio = {ratio}: it must lie between 0 and 1, both excluded.')

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from mim_jax.masking.random import RandomMasking
 from mim_jax.masking.selection import drawn_by_weight
+from mim_jax.ranges import OpenShare
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class WeightedMasking(RandomMasking):
     Source: MaskAlign (Xue et al., CVPR 2023), `attention_masking`; also MILAN.
     """
 
-    ratio: float = 0.7
+    ratio: OpenShare = 0.7
 
     def __call__(self, keys, *, grid, weights):
         """mask [B, N] bool, True = hidden, from one PRNG key per image [B] and weights [B, N], not

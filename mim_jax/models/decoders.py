@@ -2,16 +2,18 @@
 
 import dataclasses
 import functools
+from typing import Annotated, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mim_jax.models.blocks import Block, CrossBlock, stacked_blocks
-from mim_jax.models.initializers import normal_token
+from mim_jax.models.blocks import REMAT_POLICIES, Block, CrossBlock, stacked_blocks
+from mim_jax.models.initializers import INITS, normal_token
 from mim_jax.models.positions import RelativePosition, sincos_table
 from mim_jax.models.tokenwise import Linear, layer_norm
 from mim_jax.models.vit import ViT
+from mim_jax.ranges import Positive, Range, Width
 
 # Parts of a decoder of patches that come before its blocks: decoders that are fed the same tokens
 # can share one's.
@@ -25,15 +27,15 @@ class MAEDecoder:
     Parameters: embed, mask_token, blocks (as in the encoder), norm, predict.
     """
 
-    width: int = 512
-    depth: int = 8
-    heads: int = 16
-    mlp_ratio: float = 4.0
-    norm_eps: float = 1e-6
-    initialization: str = 'mae'
+    width: Width = 512
+    depth: Annotated[int, Range(0, 1000)] = 8
+    heads: Width = 16
+    mlp_ratio: Positive = 4.0
+    norm_eps: Positive = 1e-6
+    initialization: Literal[INITS] = 'mae'
     scan: bool = True
-    remat: str = 'none'
-    dtype: str = 'float32'
+    remat: Literal[('none', *REMAT_POLICIES)] = 'none'
+    dtype: Literal['float32', 'bfloat16'] = 'float32'
 
     def __post_init__(self):
         if self.width % self.heads or self.width % 4:

@@ -2,17 +2,25 @@
 
 from mim_jax.errors import UserError
 
+# More than attention could take; tables for far more would fill the memory before anything is told.
+MOST_PATCHES = 2**16
+
 
 def patch_grid(image_size, patch_size) -> tuple[int, int]:
     """Number of patches (rows, columns) of an image of (height, width) pixels.
 
-    Raises UserError where the image is not a whole number of patches.
+    Raises UserError where the image is not a whole number of patches, or of more than MOST_PATCHES.
     """
     (height, width), (p, q) = image_size, patch_size
     if height % p or width % q or height < p or width < q:
         raise UserError(
             f'an image of {height}x{width} pixels is not a whole number of {p}x{q} patches: '
             'change the image size of the data or model.patch_size'
+        )
+    if (height // p) * (width // q) > MOST_PATCHES:
+        raise UserError(
+            f'an image of {height}x{width} pixels has {(height // p) * (width // q):,} patches of '
+            f'{p}x{q}, more than {MOST_PATCHES:,}: make the image smaller or the patches larger'
         )
     return height // p, width // q
 

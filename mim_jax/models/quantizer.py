@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mim_jax.losses import unit
+from mim_jax.ranges import Count, Fraction, Repeats, Width
 
 # A codebook is a dict: `codes` [K,d] float32 of unit length; `usage` [K] float32, the running count
 # of tokens per code in a batch; `ready`, bool scalar, False until k-means has placed the codes.
@@ -35,16 +36,10 @@ class Quantizer:
     kmeans_iterations: with which the first batch places the codes.
     """
 
-    num_codes: int = 8192
-    width: int = 32
-    decay: float = 0.99
-    kmeans_iterations: int = 10
-
-    def __post_init__(self):
-        if min(self.num_codes, self.width, self.kmeans_iterations) < 1:
-            raise ValueError('num_codes, width and kmeans_iterations must be at least 1.')
-        if not 0 <= self.decay < 1:
-            raise ValueError(f'decay = {self.decay} must lie in [0, 1).')
+    num_codes: Count = 8192
+    width: Width = 32
+    decay: Fraction = 0.99
+    kmeans_iterations: Repeats = 10
 
     def init(self, key) -> Codebook:
         """Random codes, not `ready`."""

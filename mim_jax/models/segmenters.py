@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from mim_jax import keys as named_keys
 from mim_jax.models.convolutions import ConvUnit, Doubled, RunningNorm
 from mim_jax.models.resizing import adaptive_average, bilinear, halved_by_maximum
+from mim_jax.ranges import Depth, Fraction, NotNegative, Side, Width
 
 # BEiT's four blocks, as shares of the depth: 4, 6, 8, 12 of 12, and 8, 12, 16, 24 of 24.
 SHARES = (1 / 3, 1 / 2, 2 / 3, 1.0)
@@ -57,23 +58,18 @@ class UPerNet(Segmenter):
     auxiliary_channels, auxiliary_weight: of the FCN head on the third level; weight 0: none.
     """
 
-    blocks: tuple[int, ...] = ()
-    channels: int = 512
-    pool_scales: tuple[int, ...] = (1, 2, 3, 6)
-    dropout: float = 0.1
-    auxiliary_channels: int = 256
-    auxiliary_weight: float = 0.4
+    blocks: tuple[Depth, ...] = ()
+    channels: Width = 512
+    pool_scales: tuple[Side, ...] = (1, 2, 3, 6)
+    dropout: Fraction = 0.1
+    auxiliary_channels: Width = 256
+    auxiliary_weight: NotNegative = 0.4
 
     has_state = True
 
     def __post_init__(self):
-        if self.blocks and (len(self.blocks) != 4 or min(self.blocks) < 1):
+        if self.blocks and len(self.blocks) != 4:
             raise ValueError(f'blocks = {self.blocks} must be four, counted from 1, or ().')
-        if min(self.channels, self.auxiliary_channels, *self.pool_scales) < 1:
-            raise ValueError('channels, auxiliary_channels and pool_scales must be at least 1.')
-        if self.auxiliary_weight < 0:
-            raise ValueError(f'auxiliary_weight = {self.auxiliary_weight} must be at least 0.')
-        _check_dropout(self)
 
     def taps(self, depth):
         """Numbers of the blocks, from 1, whose tokens the head takes."""
@@ -90,10 +86,7 @@ class LinearSegmenter(Segmenter):
     dropout: share of the channels dropped before it.
     """
 
-    dropout: float = 0.0
-
-    def __post_init__(self):
-        _check_dropout(self)
+    dropout: Fraction = 0.0
 
     def taps(self, depth):
         """None: the encoder's output."""
@@ -104,11 +97,6 @@ class LinearSegmenter(Segmenter):
 
 
 SEGMENTERS = {'upernet': UPerNet, 'linear': LinearSegmenter}
-
-
-def _check_dropout(head):
-    if not 0 <= head.dropout < 1:
-        raise ValueError(f'dropout = {head.dropout} must lie in [0, 1).')
 
 
 class _Linear(nn.Module):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from mim_jax.models.blocks import stacked_blocks
 from mim_jax.models.initializers import kernel_init, normal_token
 from mim_jax.models.tokenwise import ACTIVATIONS, layer_norm
+from mim_jax.ranges import Count, Depth, Number, Positive, Side, Width
 
 
 @flax.struct.dataclass
@@ -28,16 +29,16 @@ class TextTower:
     projection/kernel [D,P].
     """
 
-    vocabulary: int = 49408
-    context: int = 77  # longest sequence, start and end token included
-    width: int = 512
-    depth: int = 12
-    heads: int = 8
-    mlp_ratio: float = 4.0
-    projection: int = 512
+    vocabulary: Count = 49408
+    context: Side = 77  # longest sequence, start and end token included
+    width: Width = 512
+    depth: Depth = 12
+    heads: Width = 8
+    mlp_ratio: Positive = 4.0
+    projection: Width = 512
     activation: str = 'quick_gelu'
-    norm_eps: float = 1e-5
-    end_token: int | None = None  # None: the largest id of a sequence is its end
+    norm_eps: Positive = 1e-5
+    end_token: Number | None = None  # None: the largest id of a sequence is its end
 
     def __post_init__(self):
         if self.activation not in ACTIVATIONS:

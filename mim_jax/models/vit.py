@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import operator
-from typing import Any
+from typing import Annotated, Any
 
 import flax
 import flax.linen as nn
@@ -17,7 +17,7 @@ from mim_jax.models.initializers import INITS, TOKEN_INITS
 from mim_jax.models.patches import patch_grid, patchify
 from mim_jax.models.positions import LearnedPosition, RelativePosition, sincos_table
 from mim_jax.models.tokenwise import ACTIVATIONS, Linear, layer_norm
-from mim_jax.ranges import Count, Number, Positive
+from mim_jax.ranges import Depth, Fraction, NotNegative, Positive, Range, Side, Width
 
 BLOCK_OPTIONS = (
     'scan',
@@ -91,19 +91,19 @@ class ViT:
     mlp/{fc1,fc2}, layer_scale2, relative_position, modulation}, final_norm.
     """
 
-    patch_size: tuple[Count, ...] = (16, 16)
-    width: Count = 768
-    depth: Count = 12
-    heads: Count = 12
+    patch_size: tuple[Side, ...] = (16, 16)
+    width: Width = 768
+    depth: Depth = 12
+    heads: Width = 12
     mlp_ratio: Positive = 4.0
     class_token: bool = True
-    num_registers: Number = 0
+    num_registers: Annotated[int, Range(0, 1000)] = 0
     position: str = 'sincos'
     position_resize: str = 'bicubic'  # of a learned table on another grid
     relative_position: str = 'none'
     mask_token: bool = False
-    layer_scale: float | None = None  # initial value; None: no layer scale
-    drop_path: float = 0.0  # rate of the last block; rises linearly from 0
+    layer_scale: NotNegative | None = None  # initial value; None: no layer scale
+    drop_path: Fraction = 0.0  # rate of the last block; rises linearly from 0
     qkv_bias: str = 'all'
     patch_bias: bool = True
     pre_norm: bool = False  # a LayerNorm between embedding and blocks, as in CLIP
@@ -112,15 +112,17 @@ class ViT:
     norm_eps: Positive = 1e-6
     initialization: str = 'mae'
     token_initialization: str = 'normal'  # of tokens and learned positions; BEiT's are 'cut'
-    condition_width: Count | None = None  # of what conditions the blocks' norms; None: plain norms
-    grid: tuple[Count, ...] | None = None  # position tables are stored for it; None: first image's
+    condition_width: Width | None = None  # of what conditions the blocks' norms; None: plain norms
+    grid: tuple[Side, ...] | None = None  # position tables are stored for it; None: first image's
     scan: bool = True  # False: blocks unrolled (longer compilation, same parameters)
     remat: str = 'none'
     dtype: str = 'float32'  # of the computation; parameters are float32
 
     def __post_init__(self):
-        if len(self.patch_size) == 1:
-            object.__setattr__(self, 'patch_size', tuple(self.patch_size) * 2)
+        for name in ('patch_size', 'grid'):
+            value = getattr(self, name)
+            if value is not None and len(value) == 1:
+                object.__setattr__(self, name, tuple(value) * 2)
         for field, allowed in CHOICES.items():
             if getattr(self, field) not in allowed:
                 raise ValueError(
@@ -130,10 +132,10 @@ class ViT:
             raise ValueError(f'width {self.width} is not divisible by heads {self.heads}')
         if self.position == 'sincos' and self.width % 4:
             raise ValueError(f'position sincos needs a width divisible by 4, got {self.width}')
+        if self.grid is not None and len(self.grid) != 2:
+            raise ValueError(f'grid needs (rows, columns), got {tuple(self.grid)}')
         if len(self.patch_size) != 2:
             raise ValueError(f'patch_size needs (height, width), got {tuple(self.patch_size)}')
-        if not 0.0 <= self.drop_path < 1.0:
-            raise ValueError(f'drop_path {self.drop_path} is not in [0, 1)')
 
     @property
     def module(self) -> nn.Module:

@@ -21,6 +21,7 @@ from mim_jax.morphing.layerwise import NO_NETWORK, Layerwise
 from mim_jax.morphing.schedules import groups_left, merges_per_step, sample_schedule
 from mim_jax.morphing.superpixels import Superpixels
 from mim_jax.panels import Groups
+from mim_jax.ranges import Count, Number, Repeats
 
 GROUPINGS = {
     'bipartite': Bipartite,
@@ -47,7 +48,6 @@ __all__ = [
 # Which of the two numbers of a schedule are drawn anew each time.
 DRAWN_MERGED = ('random', 'fixed_steps')
 DRAWN_STEPS = ('random', 'fixed_number')
-SCHEDULES = ('random', 'fixed_number', 'fixed_steps', 'constant', 'none')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,24 +73,13 @@ class Morphing:
     """
 
     schedule: Literal['random', 'fixed_number', 'fixed_steps', 'constant', 'none'] = 'random'
-    num_draws: int = 2
-    num_shares: int = 1
-    max_merged: int | None = None
-    max_steps: int = 14
-    num_merged: int | None = None
-    num_steps: int = 1
+    num_draws: Repeats = 2
+    num_shares: Count = 1
+    max_merged: Number | None = None
+    max_steps: Repeats = 14
+    num_merged: Number | None = None
+    num_steps: Repeats = 1
     grouping: Any = choice(GROUPINGS, 'bipartite')
-
-    def __post_init__(self):
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f'schedule = {self.schedule!r}: choose one of {", ".join(SCHEDULES)}.')
-        for name in ('max_merged', 'num_merged'):
-            value = getattr(self, name)
-            if value is not None and value < 0:
-                raise ValueError(f'{name} = {value}: it must be at least 0.')
-        for name in ('num_draws', 'num_shares', 'max_steps', 'num_steps'):
-            if getattr(self, name) < 1:
-                raise ValueError(f'{name} = {getattr(self, name)}: it must be at least 1.')
 
     def check(self, num_tokens, *, network=False, grid=True):
         """Raises UserError where a schedule asks for more tokens than an image has, or the grouping

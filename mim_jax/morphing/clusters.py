@@ -14,6 +14,7 @@ from jax import lax
 from mim_jax.losses import unit
 from mim_jax.morphing.average import group_sums
 from mim_jax.morphing.base import ByNumber
+from mim_jax.ranges import Repeats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,13 +26,10 @@ class KMeans(ByNumber):
       bipartite matching do; False takes them as they are.
     """
 
-    iterations: int = 10
+    iterations: Repeats = 10
     normalize: bool = True
 
     draws = True
-
-    def __post_init__(self):
-        _at_least_one(self.iterations)
 
     def form(self, tokens, num_groups, *, keys, images, grid):
         first = permutations(keys, tokens.shape[1])
@@ -47,12 +45,9 @@ class KMedoids(ByNumber):
     iterations: updates of the medoids.
     """
 
-    iterations: int = 10
+    iterations: Repeats = 10
 
     draws = True
-
-    def __post_init__(self):
-        _at_least_one(self.iterations)
 
     def form(self, tokens, num_groups, *, keys, images, grid):
         first = permutations(keys, tokens.shape[1])
@@ -167,8 +162,3 @@ def kmedoids_groups(tokens, num_groups, *, first, iterations):
         return jnp.where(jnp.any(inside, axis=-1), best.astype(jnp.int32), medoids)
 
     return nearest_medoid(lax.fori_loop(0, iterations, update, first))
-
-
-def _at_least_one(iterations):
-    if iterations < 1:
-        raise ValueError(f'iterations = {iterations}: it must be at least 1.')

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from mim_jax.errors import UserError
 from mim_jax.morphing.base import ByNumber
 from mim_jax.morphing.clusters import lloyd
+from mim_jax.ranges import Positive, Repeats
 
 # Linear RGB (sRGB primaries) to CIE XYZ, and the white of illuminant D65.
 XYZ_FROM_RGB = (
@@ -30,14 +31,8 @@ class Superpixels(ByNumber):
 
     needs_grid = True
 
-    compactness: float = 10.0
-    iterations: int = 10
-
-    def __post_init__(self):
-        if self.compactness <= 0:
-            raise ValueError(f'compactness = {self.compactness}: it must be positive.')
-        if self.iterations < 1:
-            raise ValueError(f'iterations = {self.iterations}: it must be at least 1.')
+    compactness: Positive = 10.0
+    iterations: Repeats = 10
 
     def form(self, tokens, num_groups, *, keys, images, grid):
         if images is None or grid is None:

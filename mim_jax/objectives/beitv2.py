@@ -6,7 +6,7 @@ earlier block, so that the class token has to gather what the image holds.
 """
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from mim_jax.objectives.base import Batch, Objective, Variables
 from mim_jax.objectives.morphed import Morphed
 from mim_jax.objectives.targeted import Targeted
 from mim_jax.panels import Sheets
+from mim_jax.ranges import Depth, Range
 from mim_jax.targets.tokenizer import Tokenizer
 
 
@@ -45,12 +46,8 @@ class BEiTv2(Morphed, Targeted):
 
     masking: Any = choice(MASKINGS, 'block')
     target: Tokenizer = Tokenizer()
-    branch_layer: int = 9
-    branch_depth: int = 2
-
-    def __post_init__(self):
-        if self.branch_depth < 0:
-            raise ValueError(f'branch_depth = {self.branch_depth} must be at least 0.')
+    branch_layer: Depth = 9
+    branch_depth: Annotated[int, Range(0, 1000)] = 2
 
     def bind(self, encoder: ViT, inputs: Inputs, clock: Clock | None = None) -> Objective:
         for field in ('mask_token', 'class_token', 'final_norm'):

@@ -22,6 +22,7 @@ from mim_jax.models.vit import ViT
 from mim_jax.objectives.base import Batch, Objective, Variables
 from mim_jax.objectives.morphed import Morphed
 from mim_jax.panels import Sheets
+from mim_jax.ranges import NotNegative, Width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,16 +41,11 @@ class BYOL(Morphed):
       of BYOL's squared distance between unit vectors is 1 - cosine.
     """
 
-    projection: int = 256
-    hidden: int = 4096
-    token_weight: float = 1.0
-    pooled_weight: float = 1.0
+    projection: Width = 256
+    hidden: Width = 4096
+    token_weight: NotNegative = 1.0
+    pooled_weight: NotNegative = 1.0
     distance: Any = choice(DISTANCES, 'cosine')
-
-    def __post_init__(self):
-        for name in ('projection', 'hidden'):
-            if getattr(self, name) < 1:
-                raise ValueError(f'{name} = {getattr(self, name)} must be at least 1.')
 
     averaged = ('encoder', 'token_projector', 'pooled_projector')
     needs_whole_batch = True  # batch norm takes its statistics from it

@@ -16,6 +16,7 @@ from mim_jax.inputs import Inputs
 from mim_jax.models.heads import PooledClassifier
 from mim_jax.models.vit import Encoded, ViT
 from mim_jax.objectives.base import Batch, Objective, Variables
+from mim_jax.ranges import Fraction, NotNegative, Share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,23 +44,13 @@ class Classification(Objective):
     pooling: Literal['mean', 'class_token', 'attentive'] = 'mean'
     pool_norm: bool = True
     batch_norm: bool = False
-    head_scale: float = 0.001
-    label_smoothing: float = 0.0
-    erasing: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    switch: float = 0.5
+    head_scale: NotNegative = 0.001
+    label_smoothing: Fraction = 0.0
+    erasing: Share = 0.0
+    mixup: NotNegative = 0.0
+    cutmix: NotNegative = 0.0
+    switch: Share = 0.5
     mix_per: Literal['batch', 'image'] = 'batch'
-
-    def __post_init__(self):
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f'label_smoothing = {self.label_smoothing} must lie in [0, 1).')
-        for name in ('erasing', 'switch'):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f'{name} = {getattr(self, name)} must be a probability.')
-        for name in ('mixup', 'cutmix'):
-            if getattr(self, name) < 0:
-                raise ValueError(f'{name} = {getattr(self, name)} must be at least 0 (none of it).')
 
     @property
     def batch_parts(self) -> int:

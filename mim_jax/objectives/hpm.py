@@ -24,6 +24,7 @@ from mim_jax.models.vit import Encoded, ViT
 from mim_jax.objectives.base import Batch, Objective, Variables
 from mim_jax.objectives.mae import MAE
 from mim_jax.panels import Sheets
+from mim_jax.ranges import Examples, NotNegative, Number, Percent, Share
 from mim_jax.targets import TARGETS, Pixels
 
 
@@ -47,19 +48,14 @@ class HPM(MAE):
 
     masking: RandomMasking = RandomMasking(ratio=0.75)
     target: Any = choice(TARGETS, Pixels(normalize=False))
-    start_share: float = 0.0
-    end_share: float = 0.5
-    stage_steps: int | None = None
-    stage_epochs: float | None = 1.0
-    stage_examples: int | None = None
-    stage_percent: float | None = None
+    start_share: Share = 0.0
+    end_share: Share = 0.5
+    stage_steps: Number | None = None
+    stage_epochs: NotNegative | None = 1.0
+    stage_examples: Examples | None = None
+    stage_percent: Percent | None = None
     learning: Literal['ranking', 'values'] = 'ranking'
-    learning_weight: float = 1.0
-
-    def __post_init__(self):
-        for name in ('start_share', 'end_share'):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f'{name} = {getattr(self, name)} must lie in [0, 1].')
+    learning_weight: NotNegative = 1.0
 
     averaged = ('encoder', 'decoder', 'loss_decoder')
     momentary = ('hardest',)

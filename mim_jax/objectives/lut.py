@@ -19,6 +19,7 @@ from mim_jax.models.vit import Encoded
 from mim_jax.objectives.base import Batch, Variables
 from mim_jax.objectives.mae import MAE
 from mim_jax.panels import Sheets
+from mim_jax.ranges import NotNegative, Width
 
 DROP_PATH = ('drop_path', 'drop_path_second')  # each view draws its own
 JITTER = dict(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, probability=0.8)
@@ -43,19 +44,12 @@ class LUT(MAE):
     masking: DisjointMasking = DisjointMasking(ratio=0.75)
     second_crop: Crop = Crop(mode='simple', pad=4)
     second_colors: Colors = COLORS
-    hidden: int = 4096
-    reconstruction_weight: float = 1.0
-    context_weight: float = 0.25
+    hidden: Width = 4096
+    reconstruction_weight: NotNegative = 1.0
+    context_weight: NotNegative = 0.25
 
     averaged = ('encoder', 'projector')
     needs_whole_batch = True  # batch norm takes its statistics from it
-
-    def __post_init__(self):
-        if self.hidden < 1:
-            raise ValueError(f'hidden = {self.hidden} must be at least 1.')
-        for name in ('reconstruction_weight', 'context_weight'):
-            if getattr(self, name) < 0:
-                raise ValueError(f'{name} = {getattr(self, name)} must be at least 0.')
 
     def views(self, data: DataConfig) -> dict[str, View]:
         second = data.view(crop=self.second_crop, colors=self.second_colors)

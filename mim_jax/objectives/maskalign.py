@@ -23,6 +23,7 @@ from mim_jax.objectives.base import Batch, Objective, Variables
 from mim_jax.objectives.morphed import Morphed
 from mim_jax.objectives.targeted import Targeted
 from mim_jax.panels import Sheets
+from mim_jax.ranges import Depth, Positive
 from mim_jax.targets import Teacher
 
 
@@ -39,10 +40,10 @@ class MaskAlign(Morphed, Targeted):
 
     masking: Any = choice(MASKINGS | {'attention': WeightedMasking}, 'attention')
     target: Any = choice({'teacher': Teacher}, 'teacher')
-    levels: int = 5
+    levels: Depth = 5
     fusion: Literal['linear', 'sum', 'none'] = 'linear'
     distance: Any = choice(DISTANCES, SmoothL1(beta=1.0))
-    scale: float = 2.0
+    scale: Positive = 2.0
 
     def bind(self, encoder: ViT, inputs: Inputs, clock: Clock | None = None) -> Objective:
         teacher = self.target.model

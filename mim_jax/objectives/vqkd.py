@@ -22,6 +22,7 @@ from mim_jax.models.quantizer import Quantizer, nearest_code
 from mim_jax.models.vit import ViT
 from mim_jax.objectives.base import Batch, Objective, Variables
 from mim_jax.objectives.targeted import Targeted
+from mim_jax.ranges import NotNegative
 from mim_jax.targets import TARGETS
 from mim_jax.targets.tokenizer import code_head, encode
 
@@ -41,7 +42,7 @@ class VQKD(Targeted):
     decoder: ViT = ViT(
         patch_size=(1, 1), width=768, depth=3, heads=12, position='learned', initialization='beit'
     )
-    commitment: float = 1.0
+    commitment: NotNegative = 1.0
 
     needs_whole_batch = True  # codes follow the averages of the whole batch
 

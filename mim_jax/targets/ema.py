@@ -3,6 +3,7 @@
 import dataclasses
 
 from mim_jax.errors import UserError
+from mim_jax.ranges import Depth
 from mim_jax.targets.base import Target
 from mim_jax.targets.features import network_tokens
 
@@ -14,7 +15,7 @@ class EMA(Target):
     layer: tokens after that many blocks; None: the encoder's output.
     """
 
-    layer: int | None = None
+    layer: Depth | None = None
 
     def check(self, encoder, inputs):
         if self.layer is not None and not 1 <= self.layer <= encoder.depth:

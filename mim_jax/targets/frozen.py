@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from mim_jax.errors import UserError
 from mim_jax.models.patches import patch_grid
 from mim_jax.models.vit import ViT
+from mim_jax.ranges import AnyNumber, Positive, Side
 from mim_jax.targets.base import Target
 from mim_jax.targets.features import network_input, resample_tokens
 from mim_jax.weights import fitting
@@ -27,9 +28,9 @@ class FrozenNetwork(Target):
 
     weights: str | None = None
     model: ViT = ViT()
-    mean: tuple[float, ...] = IMAGENET[0]
-    std: tuple[float, ...] = IMAGENET[1]
-    input_size: tuple[int, ...] | None = None
+    mean: tuple[AnyNumber, ...] = IMAGENET[0]
+    std: tuple[Positive, ...] = IMAGENET[1]
+    input_size: tuple[Side, ...] | None = None
 
     def __post_init__(self):
         if self.input_size is not None and len(self.input_size) != 2:

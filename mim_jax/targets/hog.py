@@ -2,12 +2,14 @@
 
 import dataclasses
 import math
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
 from mim_jax.errors import UserError
 from mim_jax.models.patches import patch_grid
+from mim_jax.ranges import Positive, Range, Side
 from mim_jax.targets.base import Target
 
 
@@ -25,10 +27,10 @@ class HOG(Target):
     Source: the form of DMJD (mx-mark/DMJD), with cells of 8x8 pixels in patches of 16x16.
     """
 
-    bins: int = 9
-    cells: tuple[int, ...] = (2, 2)  # cells per patch: rows, columns
+    bins: Annotated[int, Range(1, 1000)] = 9
+    cells: tuple[Side, ...] = (2, 2)  # cells per patch: rows, columns
     normalize: bool = True
-    eps: float = 1e-5  # added to the variance
+    eps: Positive = 1e-5  # added to the variance
 
     def __call__(self, variables, images):
         return self.histograms(images, patch_size=self.encoder.patch_size)

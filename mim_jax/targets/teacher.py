@@ -12,6 +12,7 @@ from mim_jax.errors import UserError
 from mim_jax.models.initializers import kernel_init
 from mim_jax.models.patches import patch_grid
 from mim_jax.models.vit import Encoded
+from mim_jax.ranges import Depth, Width
 from mim_jax.targets.features import network_input, network_tokens
 from mim_jax.targets.frozen import FrozenNetwork
 from mim_jax.weights import encoders, fitting
@@ -32,8 +33,8 @@ class Teacher(FrozenNetwork):
       Token Morphing does with CLIP.
     """
 
-    layer: int | None = None
-    projection: int | None = None
+    layer: Depth | None = None
+    projection: Width | None = None
     normalization: str = 'own'
 
     def __post_init__(self):

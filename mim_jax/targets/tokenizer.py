@@ -11,6 +11,7 @@ from mim_jax.losses import unit
 from mim_jax.models.heads import MLPHead
 from mim_jax.models.quantizer import nearest_code
 from mim_jax.models.vit import ViT
+from mim_jax.ranges import AnyNumber, Count, Positive, Width
 from mim_jax.targets.features import network_tokens
 from mim_jax.targets.frozen import FrozenNetwork
 from mim_jax.weights import fitting
@@ -34,10 +35,10 @@ class Tokenizer(FrozenNetwork):
     num_codes, code_width: of the codebook.
     """
 
-    num_codes: int = 8192
-    code_width: int = 32
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    num_codes: Count = 8192
+    code_width: Width = 32
+    mean: tuple[AnyNumber, ...] = (0.5, 0.5, 0.5)
+    std: tuple[Positive, ...] = (0.5, 0.5, 0.5)
 
     def init(self, key):
         keys = jax.random.split(key, 3)

@@ -238,7 +238,7 @@ def recognise_text(tensors, *, stated, activation, what) -> RecognisedText | Non
     try:
         shapes = {field: source.shape(name, 2) for field, name in naming.fields.items()}
         vocabulary, width = shapes['tokens']
-        tower = TextTower(
+        fields = dict(
             vocabulary=vocabulary,
             context=shapes['position'][0],
             width=width,
@@ -250,6 +250,7 @@ def recognise_text(tensors, *, stated, activation, what) -> RecognisedText | Non
             norm_eps=stated.get('norm_eps', 1e-5),
             end_token=stated.get('end_token'),
         )
+        tower = native.built(TextTower, fields, what='it')
     except (UserError, ValueError) as error:
         raise UserError(f'{what}, text tower: {error}') from error
     rules = tuple(naming.rules(tower))

@@ -1,11 +1,11 @@
 """An encoder by its path: a file of ours, a folder that `import` made, or a work directory."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mim_jax import work_directory
 from mim_jax.errors import UserError
@@ -37,7 +37,7 @@ def load_encoder(path, *, step=None, average=None):
     if given:
         raise UserError(f'{path} is a weight file: only a work directory has steps and averages')
     params, metadata = native.load(path)
-    return json.loads(metadata.get('model', '{}')), params
+    return native.model_fields(metadata, what=path), params
 
 
 def load_normalization(path, *, assumed=False):
@@ -46,9 +46,9 @@ def load_normalization(path, *, assumed=False):
     """
     path = encoder_file(path)
     if path.is_dir():
-        data = work_directory.section(path, 'data')
-        return {name: tuple(data[name]) for name in ('mean', 'std')}
-    return native.normalization(native.read_header(path)[1], assumed=assumed)
+        found = native.input_of(work_directory.section(path, 'data'), what=path)
+        return {name: found[name] for name in ('mean', 'std') if name in found}
+    return native.normalization(native.read_header(path)[1], assumed=assumed, what=path)
 
 
 def load_image_size(path):
@@ -57,9 +57,11 @@ def load_image_size(path):
     """
     path = encoder_file(path)
     if path.is_dir():
-        return tuple(work_directory.section(path, 'data')['image_size'])
-    stated = native.read_header(path)[1].get('image_size')
-    return stated and tuple(json.loads(stated))
+        stated = work_directory.section(path, 'data')
+    else:
+        metadata = native.read_header(path)[1]
+        stated = {'image_size': native.stated(metadata, 'image_size', what=path)}
+    return native.input_of(stated, what=path).get('image_size')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -100,8 +102,6 @@ def complete(
     fields, params = load_encoder(path, step=step, average=average)
     params = dict(params)
     projection = params.pop('projection', None)
-    if 'kernel' not in params.get('patch_embed', {}):
-        raise UserError(f'{what} holds no image encoder: patch_embed/kernel is missing')
     fields = {**fields, **(model or {})}
     if not fields:
         raise UserError(
@@ -111,7 +111,7 @@ def complete(
     vit = native.model_of(fields, what=what)
     if not vit.mask_token:
         params.pop('mask_token', None)  # of a masked model's training; whole images have no mask
-    channels = _channels(params, vit, what=what)
+    channels = check_fits(params, vit, what=what)
     normalization = {
         name: _per_channel(
             known.get(name) if given is None else given,
@@ -125,9 +125,6 @@ def complete(
     if min(normalization['std']) <= 0:
         name = option.format('std')
         raise UserError(f'{name}={normalization["std"]}: every number must be above 0')
-    struct = jax.ShapeDtypeStruct((1, *vit.patch_size, channels), jnp.float32)
-    expected = jax.eval_shape(lambda: vit.init(jax.random.key(0), struct))['params']
-    fitting.check_params(params, fitting.open_tables(expected, vit), what=what)
     size = load_image_size(path) or _size_of_tables(params, vit)
     return Complete(vit, params, projection, channels, **normalization, image_size=size)
 
@@ -143,11 +140,20 @@ def check_directory(path, *, what):
     )
 
 
-def _channels(params, model, *, what):
-    p, q = model.patch_size
-    rows = params['patch_embed']['kernel'].shape[0]
-    if rows % (p * q):
+def check_fits(params, model, *, what) -> int:
+    """The channels of the images of an encoder, whose `params` (without a projection) must have the
+    names and shapes of `model`. Raises UserError, naming `what` they are of, where they have not.
+    """
+    kernel = params.get('patch_embed', {})
+    kernel = kernel.get('kernel') if isinstance(kernel, dict) else None
+    if kernel is None or not np.shape(kernel):
+        raise UserError(f'{what} holds no image encoder: patch_embed/kernel is missing')
+    (p, q), rows = model.patch_size, np.shape(kernel)[0]
+    if rows % (p * q) or not rows:
         raise UserError(f'{what}: its patch_embed/kernel of {rows} rows is not of {p}x{q} patches')
+    struct = jax.ShapeDtypeStruct((1, p, q, rows // (p * q)), jnp.float32)
+    expected = jax.eval_shape(lambda: model.init(jax.random.key(0), struct))['params']
+    fitting.check_params(params, fitting.open_tables(expected, model), what=what)
     return rows // (p * q)
 
 

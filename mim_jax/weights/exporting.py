@@ -49,9 +49,8 @@ def of_run(workdir, *, step=None) -> Encoder:
     if not Path(workdir).is_dir():
         raise UserError(f'--workdir={workdir}: there is no such directory')
     model, params = work_directory.load_encoder(workdir, step=step)
-    data = work_directory.section(workdir, 'data')
-    known = (tuple(data[name]) for name in ('image_size', 'mean', 'std'))
-    return Encoder(model, params, *known)
+    known = native.input_of(work_directory.section(workdir, 'data'), what=workdir)
+    return _checked(Encoder(model, params, **known), what=workdir)
 
 
 def of_file(path) -> Encoder:
@@ -59,12 +58,30 @@ def of_file(path) -> Encoder:
     params, metadata = native.load(encoders.encoder_file(path))
     if 'model' not in metadata:
         raise UserError(f'{path} does not state its model, so it cannot be written for others')
-    model = native.model_of(json.loads(metadata['model']), what=str(path))
-    stated = native.normalization(metadata)
-    known = native.normalization(metadata, assumed=True)
+    model = native.model_of(native.model_fields(metadata, what=path), what=path)
+    stated = native.normalization(metadata, what=path)
+    known = native.normalization(metadata, what=path, assumed=True)
     assumed = tuple(name for name in known if name not in stated)
     size = encoders.load_image_size(path)
-    return Encoder(model, params, size, **known, assumed=assumed)
+    return _checked(Encoder(model, params, size, **known, assumed=assumed), what=path)
+
+
+def _checked(encoder, *, what) -> Encoder:
+    """The encoder. Raises UserError where its parameters are not those of its model."""
+    params = dict(encoder.params)
+    projection = params.pop('projection', None)
+    if not encoder.model.mask_token:
+        params.pop('mask_token', None)  # of a masked model's training
+    channels = encoders.check_fits(params, encoder.model, what=what)
+    kernel = projection.get('kernel') if isinstance(projection, dict) else None
+    if projection is not None and np.shape(kernel)[:-1] != (encoder.model.width,):
+        raise UserError(f'{what}: projection/kernel is no kernel of {encoder.model.width} rows')
+    for name in ('mean', 'std'):
+        values = getattr(encoder, name)
+        if values is not None and len(values) != channels:
+            raise UserError(f'{what}: {name} has {len(values)} numbers for {channels} channels')
+    native.check_numbers(native.flatten(encoder.params), what=what)
+    return encoder
 
 
 def to_mim_jax(encoder, out, *, dtype='float32'):

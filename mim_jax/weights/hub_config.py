@@ -1,7 +1,22 @@
 """What the configuration files beside published weights say, in our words."""
 
+from mim_jax import kinds
 from mim_jax.errors import UserError
+from mim_jax.ranges import AnyNumber, NotNegative, Number, Positive, Side, Width
 from mim_jax.weights.naming import ACTIVATIONS
+
+# What each fact must be; files of other people's hold anything.
+FACTS = {
+    'heads': Width,
+    'norm_eps': Positive,
+    'activation': str,
+    'image_size': tuple[Side, ...],
+    'layer_scale': NotNegative,
+    'mean': tuple[AnyNumber, ...],
+    'std': tuple[Positive, ...],
+    'model_type': str,
+    'end_token': Number,
+}
 
 # A config.json of transformers leaves out what is a class's default.
 _DEFAULTS = {'heads': 12, 'norm_eps': 1e-12, 'activation': 'gelu'}
@@ -24,27 +39,32 @@ def stated(config) -> dict:
     transformers, timm's and open_clip's hub files; another says nothing.
     """
     if 'model_cfg' in config:
-        vision = config['model_cfg'].get('vision_cfg', {})
+        model = _inner(config, 'model_cfg')
+        vision = _inner(model, 'vision_cfg')
         facts = {
-            **_open_clip(config['model_cfg'], vision),
+            **_open_clip(model, vision),
             'image_size': vision.get('image_size'),
-            **_normalization(config.get('preprocess_cfg', {})),
+            **_normalization(_inner(config, 'preprocess_cfg')),
         }
-        if vision.get('head_width') and vision.get('width'):
-            facts['heads'] = vision['width'] // vision['head_width']
+        widths = [_fact(vision, name, Width) for name in ('width', 'head_width')]
+        if None not in widths:
+            facts['heads'] = widths[0] // widths[1]
     elif 'architecture' in config:
-        pretrained = config.get('pretrained_cfg', config)  # older files lack the level
-        options = config.get('model_args', {})
+        architecture = _fact(config, 'architecture', str) or ''
+        # Older files lack the level.
+        pretrained = _inner(config, 'pretrained_cfg') if 'pretrained_cfg' in config else config
+        options = _inner(config, 'model_args')
+        size = _fact(pretrained, 'input_size', tuple[Side, ...]) or ()
         facts = {
             'heads': options.get('num_heads'),
-            'norm_eps': 1e-5 if '_clip_' in config['architecture'] else 1e-6,
-            'activation': options.get('act_layer') or _timm_activation(config['architecture']),
-            'image_size': options.get('img_size') or pretrained.get('input_size', (None,))[1:],
+            'norm_eps': 1e-5 if '_clip_' in architecture else 1e-6,
+            'activation': options.get('act_layer') or _timm_activation(architecture),
+            'image_size': options.get('img_size') or size[1:] or None,
             'layer_scale': options.get('init_values'),
             **_normalization(pretrained),
         }
-    elif config.get('model_type') in DEFAULTS:
-        vision = {**config, **config.get('vision_config', {})}
+    elif config.get('model_type') in tuple(DEFAULTS):
+        vision = {**config, **_inner(config, 'vision_config')}
         defaults = DEFAULTS[config['model_type']]
         facts = {
             'heads': vision.get('num_attention_heads', defaults['heads']),
@@ -62,11 +82,12 @@ def stated(config) -> dict:
 def stated_text(config) -> dict:
     """Facts of the text tower that `config` states: heads, norm_eps, activation, end_token."""
     if 'model_cfg' in config:
-        text = config['model_cfg'].get('text_cfg', {})
-        return _checked({'heads': text.get('heads'), **_open_clip(config['model_cfg'], text)})
+        model = _inner(config, 'model_cfg')
+        text = _inner(model, 'text_cfg')
+        return _checked({'heads': text.get('heads'), **_open_clip(model, text)})
     if config.get('model_type') not in ('clip', 'clip_text_model'):
         return {}
-    text = {**config, **config.get('text_config', {})}
+    text = {**config, **_inner(config, 'text_config')}
     end = text.get('eos_token_id', CLIP_TEXT['end_token'])
     facts = {
         'heads': text.get('num_attention_heads', CLIP_TEXT['heads']),
@@ -96,8 +117,25 @@ def _normalization(config):
     return {'mean': config.get('mean'), 'std': config.get('std')}
 
 
+def _inner(config, name) -> dict:
+    """The object of that name inside one, {} where there is none."""
+    found = config.get(name)
+    if found is not None and not isinstance(found, dict):
+        raise UserError(f'the config states {name} = {kinds.shown(repr(found))}, and no object')
+    return found or {}
+
+
+def _fact(config, name, kind):
+    found = config.get(name)
+    return found if found is None else kinds.checked(found, kind, f'the config states {name}')
+
+
 def _checked(facts):
-    facts = {name: value for name, value in facts.items() if value is not None and value != []}
+    facts = {
+        name: _fact(facts, name, FACTS[name])
+        for name, value in facts.items()
+        if value is not None and value != []
+    }
     if facts.get('activation', 'gelu') not in ACTIVATIONS:
         raise UserError(
             f'the config states the activation {facts["activation"]!r}, which is none of '
@@ -107,7 +145,7 @@ def _checked(facts):
         facts['activation'] = ACTIVATIONS[facts['activation']]
     if 'image_size' in facts:
         size = facts['image_size']
-        facts['image_size'] = tuple(size) if isinstance(size, list | tuple) else (size, size)
+        facts['image_size'] = size * 2 if len(size) == 1 else size
         if len(facts['image_size']) != 2:
             del facts['image_size']
     return facts

@@ -153,6 +153,7 @@ def import_(path, out, *, overrides=None, dtype='float32') -> Found:
     foreign = reading.read(path)
     found = find(foreign, overrides=overrides, what=str(path))
     found.match.check(str(path))
+    native.check_numbers({n: foreign.tensors[n] for n in found.match.used}, what=str(path))
     model, params = found.encoder.read()
     normalization = native.normalization_metadata(
         {'mean': found.mean, 'std': found.std}, assumed=found.assumed

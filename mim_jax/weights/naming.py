@@ -60,6 +60,8 @@ class Source:
         shape = tuple(self.tensors[name].shape)
         if len(shape) != axes:
             raise UserError(f'wrong shape: {self.prefix}{name} {list(shape)}, not of {axes} axes')
+        if 0 in shape:
+            raise UserError(f'wrong shape: {self.prefix}{name} {list(shape)} holds nothing')
         return shape
 
     def count(self, pattern) -> int:
@@ -169,7 +171,7 @@ def recognise(tensors, namings, *, stated, overrides, what) -> Recognised:
                 assumed.pop(name, None)
         if 'heads' not in fields:
             fields['heads'] = assumed['heads'] = default_heads(fields['width'])
-        model = ViT(**{**fields, **overrides})
+        model = native.built(ViT, {**fields, **overrides}, what='it')
         if 'position' not in overrides and {model.position, model.relative_position} == {'none'}:
             raise UserError(
                 'it holds no positions, as an encoder with rotary ones, which are not supported; '

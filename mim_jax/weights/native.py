@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
+import types
 from pathlib import Path
 
 import jax
@@ -14,9 +15,11 @@ import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
+from mim_jax import config, kinds
 from mim_jax.errors import UserError
 from mim_jax.folders import check_folder
 from mim_jax.models.vit import ViT
+from mim_jax.ranges import AnyNumber, Positive, Side
 
 FORMAT = 'mim_jax'
 LISTED = 5  # names in an error message
@@ -33,7 +36,7 @@ def save(path, params, *, metadata=None, dtype='float32'):
     """
     _refuse_foreign(path)
     tensors = {name: narrowed(name, value, dtype) for name, value in flatten(params).items()}
-    check_finite(tensors, what='the weights to be written')
+    check_numbers(tensors, what='the weights to be written')
     metadata = {'format': FORMAT, **(metadata or {}), 'digest': digest(tensors)}
     write_whole(path, safetensors.numpy.save(tensors, metadata=metadata))
 
@@ -48,11 +51,13 @@ def digest(tensors):
     return found.hexdigest()
 
 
-def check_finite(tensors, *, what):
-    """Raises UserError for an array by name that has NaN or infinity."""
+def check_numbers(tensors, *, what):
+    """Raises UserError for an array by name that is not of floating point, has NaN or infinity."""
     for name, array in tensors.items():
         array = np.asarray(array)
-        if jax.dtypes.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+        if not jax.dtypes.issubdtype(array.dtype, np.floating):
+            raise UserError(f'{what}: {name} is of {array.dtype}, and weights are floating-point')
+        if not np.isfinite(array).all():
             raise UserError(
                 f'{what}: {name} has values that are not finite: the training that made it went '
                 'wrong, or the file is damaged'
@@ -130,10 +135,17 @@ def read_tensors(path):
 
     float16 and bfloat16 become float32. Raises UserError for a missing or unreadable file.
     """
+    tensors, metadata = _read(path)
+    return {name: _widened(array) for name, array in tensors.items()}, metadata
+
+
+def _read(path):
     with _opened(path) as file:
         metadata = file.metadata() or {}
-    tensors = safetensors.numpy.load_file(path)
-    return {name: _widened(array) for name, array in tensors.items()}, metadata
+    try:
+        return safetensors.numpy.load_file(path), metadata
+    except Exception as error:  # kinds of numbers that NumPy lacks
+        raise UserError(f'weights file {path} cannot be read as arrays ({error})') from error
 
 
 def _opened(path):
@@ -144,7 +156,7 @@ def _opened(path):
     try:
         # Opening checks the header, and that the file is as long as the header says.
         return safetensors.safe_open(path, framework='numpy')
-    except (safetensors.SafetensorError, OSError) as error:
+    except Exception as error:  # the library's own, and of names that are no UTF-8
         raise UserError(
             f'weights file {path} cannot be read as safetensors ({error}): '
             'it is truncated or of another format'
@@ -162,9 +174,7 @@ def load(path):
     Raises UserError for a missing, truncated, damaged or foreign file, and for values that are not
     finite.
     """
-    with _opened(path) as file:
-        metadata = file.metadata() or {}
-    tensors = safetensors.numpy.load_file(path)
+    tensors, metadata = _read(path)
     if metadata.get('format') != FORMAT:
         names = ', '.join(sorted(tensors)[:LISTED])
         raise UserError(
@@ -176,20 +186,68 @@ def load(path):
             f'weights file {path} is damaged: its tensors are not those that were written; bring '
             'another copy, or export it again'
         )
-    check_finite(tensors, what=f'weights file {path}')
-    return unflatten({name: _widened(array) for name, array in tensors.items()}), metadata
+    check_numbers(tensors, what=f'weights file {path}')
+    tensors = {name: _widened(array) for name, array in tensors.items()}
+    both = [name for name in tensors if any(other.startswith(f'{name}/') for other in tensors)]
+    if both:
+        raise UserError(f'weights file {path}: {both[0]} is an array and has others inside')
+    return unflatten(tensors), metadata
 
 
-def normalization(metadata, *, assumed=False):
+INPUT = {
+    'image_size': tuple[Side, ...],
+    'mean': tuple[AnyNumber, ...],
+    'std': tuple[Positive, ...],
+}
+
+
+def stated(metadata, name, *, what):
+    """What the metadata (str to str) of a file state as JSON, None where they do not.
+
+    Raises UserError, naming `what` they are of, for what is no JSON.
+    """
+    if name not in metadata:
+        return None
+    try:
+        return json.loads(metadata[name])
+    except (ValueError, RecursionError):
+        text = kinds.shown(metadata[name])
+        raise UserError(f'{what}: {name} = {text} in its metadata is no JSON') from None
+
+
+def model_fields(metadata, *, what) -> dict:
+    """The fields of a ViT that the metadata of a file state, {} where they do not."""
+    fields = stated(metadata, 'model', what=what)
+    if not isinstance(fields, dict | types.NoneType):
+        raise UserError(f'{what}: model = {kinds.shown(fields)} in its metadata holds no fields')
+    return fields or {}
+
+
+def input_of(values, *, what):
+    """Those of INPUT that `values` has, in their kinds, image_size as (height, width); `what`
+    states them. Raises UserError for one that cannot be.
+    """
+    found = {
+        name: kinds.checked(values[name], kind, f'{what}: {name}')
+        for name, kind in INPUT.items()
+        if values.get(name) is not None
+    }
+    if len(found.get('image_size', (1, 1))) != 2:
+        raise UserError(f'{what}: image_size = {found["image_size"]} is not (height, width)')
+    return found
+
+
+def normalization(metadata, *, what, assumed=False):
     """{'mean': (...), 'std': (...)} of the images that a file's encoder was made for, as far as its
     metadata state them; with `assumed` its family's usual ones where they do not.
     """
     found = {}
     for name in ('mean', 'std'):
-        text = metadata.get(name) or (assumed and metadata.get(f'assumed_{name}'))
-        if text:
-            found[name] = tuple(json.loads(text))
-    return found
+        value = stated(metadata, name, what=what)
+        if value is None and assumed:
+            value = stated(metadata, f'assumed_{name}', what=what)
+        found[name] = value
+    return input_of(found, what=what)
 
 
 def normalization_metadata(values, *, assumed=()):
@@ -213,10 +271,17 @@ def model_of(fields, *, what):
 
     Raises UserError, naming `what` states them, for fields that make none.
     """
+    return built(ViT, fields, what=what)
+
+
+def built(kind, fields, *, what):
+    """The dataclass `kind` of fields as `what` states them. Raises UserError for wrong ones."""
     try:
-        return ViT(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
-    except (TypeError, ValueError) as error:
-        raise UserError(f'{what}: its model fields do not make a ViT: {error}') from None
+        return config.build(kind, fields, path='model')
+    except UserError as error:
+        raise UserError(
+            f'{what}: its model fields do not make a {kind.__name__}: {error}'
+        ) from None
 
 
 def flatten(params):

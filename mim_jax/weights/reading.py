@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mim_jax.errors import UserError
-from mim_jax.weights import native, torchscript
+from mim_jax.weights import archives, native, torchscript
 
 # In a folder, the first of these; else the only weights file.
 FILES = (
@@ -85,6 +85,8 @@ def _sharded(index):
     if not isinstance(names, dict) or not names:
         raise UserError(f'{index} does not say which file holds which weights (weight_map)')
     tensors = {}
+    if not all(isinstance(file, str) for file in names.values()):
+        raise UserError(f'{index}: its weight_map does not give a file for each name')
     for file in sorted(set(names.values())):
         if Path(file).name != file or file.endswith('.json'):
             raise UserError(f'{index} names {file}, which is not a weights file beside it')
@@ -100,7 +102,7 @@ def _json(path):
         return {}
     try:
         value = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f'{path} cannot be read as JSON ({error})') from error
     if not isinstance(value, dict):
         raise UserError(f'{path} does not hold a JSON object')
@@ -113,6 +115,7 @@ def _pytorch(path):
     """
     if not path.is_file():
         raise UserError(f'weights file {path} does not exist')
+    archives.check(path)
     if torchscript.is_archive(path):
         return torchscript.read(path)
     try:
@@ -136,7 +139,11 @@ def _pytorch(path):
         raise UserError(
             f'{path} cannot be read as a PyTorch file of tensors: it is damaged, or of another kind'
         ) from error
-    return {name: _as_numpy(t) for name, t in _unwrapped(loaded, torch.Tensor, path).items()}
+    tensors = _unwrapped(loaded, torch.Tensor, path)
+    try:
+        return {name: _as_numpy(t) for name, t in tensors.items()}
+    except Exception as error:  # sparse ones, quantised ones, and what comes next
+        raise UserError(f'{path} holds tensors that are no plain arrays ({error})') from error
 
 
 def _unwrapped(loaded, kind, path):
@@ -155,4 +162,6 @@ def _unwrapped(loaded, kind, path):
 
 def _as_numpy(tensor):
     tensor = tensor.detach()
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise ValueError(f'a shape of {list(tensor.shape)} is more than the file holds')
     return (tensor.float() if tensor.is_floating_point() else tensor).numpy()

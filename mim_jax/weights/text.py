@@ -1,6 +1,5 @@
 """Sentences as unit vectors: the imported text tower of a CLIP, and its tokenizer."""
 
-import json
 from pathlib import Path
 
 import jax
@@ -49,7 +48,8 @@ def load_tower(path) -> tuple[TextTower, dict]:
     params, metadata = native.load(file)
     if 'text' not in metadata:
         raise UserError(f'{file} is not a text tower (its metadata lacks text)')
-    tower = TextTower(**json.loads(metadata['text']))
+    fields = native.stated(metadata, 'text', what=file)
+    tower = native.built(TextTower, fields, what=file)
     expected = jax.eval_shape(lambda: tower.init(jax.random.key(0)))['params']
     fitting.check_params(params, expected, what=str(file))
     return tower, params

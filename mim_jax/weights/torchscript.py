@@ -7,6 +7,7 @@ Source: the archives that `torch.jit.save` of PyTorch 2.13 writes.
 """
 
 import io
+import math
 import pickle
 import zipfile
 from typing import NamedTuple
@@ -147,7 +148,11 @@ def _values(archive, folder, storage):
 def _view(tensor, values, *, what):
     _, offset, shape, strides = tensor
     last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
-    if min(offset, *shape, *strides, 0) < 0 or (all(shape) and last >= len(values)):
+    if (
+        math.prod(shape) > len(values)
+        or min(offset, *shape, *strides, 0) < 0
+        or (all(shape) and last >= len(values))
+    ):
         raise UserError(f'{what} reaches beyond its storage of {len(values)} values: damaged')
     strides = [step * values.itemsize for step in strides]
     return np.lib.stride_tricks.as_strided(values[offset:], shape, strides, writeable=False)

@@ -9,14 +9,8 @@ from mim_jax.data import Colors, Crop, DataConfig, View
     'options, message',
     [
         (dict(image_size=(224, 224, 3)), 'must be .height, width.'),
-        (dict(channels=2), 'channels is 2, must be 3 .colour. or 1 .grey.'),
         (dict(channels=1), 'mean has 3 numbers, channels is 1: give one per channel'),
-        (dict(std=(1.0, 0.0, 1.0)), 'above 0'),
-        (dict(batch_size=0), 'batch_size is 0'),
-        (dict(flip=1.5), 'must be a probability'),
-        (dict(eval_crop=0.0), 'eval_crop is 0.0'),
-        (dict(max_corrupt_share=2.0), 'max_corrupt_share is 2.0'),
-        (dict(workers=-1), 'at least 0'),
+        (dict(std=(1.0, 1.0)), 'std has 2 numbers'),
     ],
 )
 def test_data(options, message):

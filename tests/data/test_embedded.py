@@ -97,8 +97,6 @@ def test_made_by_the_config():
         make_source(config, split='validation')
     with pytest.raises(UserError, match='image_size is 224x224: the embedded .* 32 to 64 pixels'):
         make_source(DataConfig(image_size=(224, 224)), split='train')
-    with pytest.raises(ValueError, match='at least 1'):
-        Embedded(num_train=0)
 
 
 def test_the_stated_fields_are_those_of_the_items():

@@ -200,3 +200,16 @@ def test_the_fingerprint_changes_with_names_classes_and_sizes(tmp_path):
         change(tmp_path / 'moved')
         prints.add(open_source(tmp_path / 'moved').fingerprint())
     assert len(prints) == 5
+
+
+def test_a_link_that_leads_to_itself_is_no_class(tmp_path):
+    write(tmp_path / 'cat/0.png')
+    (tmp_path / 'loop').symlink_to(tmp_path / 'loop')
+    assert open_source(tmp_path).classes == ['cat']
+
+
+def test_names_that_are_no_utf8_are_names(tmp_path):
+    write(tmp_path / 'cat/0.png')
+    (tmp_path / 'cat').rename(tmp_path / os.fsdecode(b'\xff'))
+    source = open_source(tmp_path)
+    assert source.classes == ['\udcff'] and len(source.fingerprint()) == 64

@@ -212,6 +212,3 @@ def test_wrong_sections_are_told():
         Folder(path='x', map_path='y', reduce_zero_label=True)
     with pytest.raises(ValueError, match='reduce_zero_label needs the number of classes'):
         Field('map', 'map', reduce_zero_label=True)
-    for fields in ({'factor': (2.0, 0.5)}, {'longest': 0.5}, {'max_share': 0.0}):
-        with pytest.raises(ValueError, match=next(iter(fields))):
-            Crop(mode='scaled', **fields)

@@ -10,7 +10,6 @@ from sklearn import metrics
 from mim_jax import data, experiment
 from mim_jax.errors import UserError
 from mim_jax.evaluation import Evaluation
-from mim_jax.evaluators import Accuracy
 from mim_jax.evaluators.features import ranks_of
 from mim_jax.program import Program
 
@@ -86,8 +85,3 @@ def test_the_average_is_judged_where_it_is_asked_for(make):
 def test_an_objective_that_classifies_nothing_is_one_sentence(make):
     with pytest.raises(UserError, match="names 'accuracy', which judges .* predicts none"):
         make('simmim')
-
-
-def test_wrong_fields_are_told():
-    with pytest.raises(ValueError, match='max_test must be at least 1 or none, not 0'):
-        Accuracy(max_test=0)

@@ -291,9 +291,8 @@ def test_a_corrupt_image_is_left_out_and_wrong_maps_are_one_sentence(tmp_path, m
 
 
 def test_wrong_fields_and_other_objectives_are_told(make, tiny_config):
-    for fields in ({'max_test': 0}, {'stride': 0}, {'scales': ()}, {'scales': (0.0,)}):
-        with pytest.raises(ValueError, match=next(iter(fields))):
-            Segmentation(**fields)
+    with pytest.raises(ValueError, match='scales'):
+        Segmentation(scales=())
     config = tiny_config('simmim')
     config.eval.evaluators = ('segmentation',)
     run = experiment.from_config(config)

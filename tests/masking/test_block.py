@@ -159,10 +159,7 @@ def test_one_trace_inside_a_step():
 @pytest.mark.parametrize(
     'fields, named',
     [
-        ({'num_masked': 0}, 'num_masked'),
-        ({'min_block': 0}, 'min_block'),
         ({'max_block': 10}, 'max_block'),
-        ({'min_aspect': 0.0}, 'min_aspect'),
         ({'min_aspect': 2.0}, 'min_aspect'),
         ({'min_aspect': 0.5, 'max_aspect': 0.3}, 'max_aspect'),
     ],

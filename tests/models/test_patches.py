@@ -22,3 +22,9 @@ def test_an_image_that_does_not_divide_is_a_users_mistake():
     assert patch_grid((224, 192), (16, 16)) == (14, 12)
     with pytest.raises(UserError, match='225x224 pixels .* 16x16 patches'):
         patch_grid((225, 224), (16, 16))
+
+
+def test_more_patches_than_any_attention_takes_are_told():
+    assert patch_grid((4096, 4096), (16, 16)) == (256, 256)
+    with pytest.raises(UserError, match='has 65,792 patches of 16x16, more than 65,536'):
+        patch_grid((4112, 4096), (16, 16))

@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from mim_jax.models.quantizer import Quantizer, nearest_code
 
@@ -72,10 +71,3 @@ def test_fewer_tokens_than_codes():
     # Every centre began as one of three tokens, and no token is nearer to another's.
     for code in np.asarray(placed['codes']):
         assert np.abs(tokens - code).sum(axis=1).min() < 1e-6
-
-
-def test_settings_that_cannot_be():
-    with pytest.raises(ValueError, match='at least 1'):
-        Quantizer(num_codes=0)
-    with pytest.raises(ValueError, match='decay'):
-        Quantizer(decay=1.0)

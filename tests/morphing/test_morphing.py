@@ -108,23 +108,6 @@ def test_examples_are_titled_by_the_groups_they_have(schedule):
 
 
 @pytest.mark.parametrize(
-    'fields, named',
-    [
-        ({'schedule': 'fixed'}, 'schedule'),
-        ({'max_merged': -1}, 'max_merged'),
-        ({'num_merged': -1}, 'num_merged'),
-        ({'max_steps': 0}, 'max_steps'),
-        ({'num_steps': 0}, 'num_steps'),
-        ({'num_draws': 0}, 'num_draws'),
-        ({'num_shares': 0}, 'num_shares'),
-    ],
-)
-def test_impossible_values_are_refused(fields, named):
-    with pytest.raises(ValueError, match=named):
-        Morphing(**fields)
-
-
-@pytest.mark.parametrize(
     'morphing', [Morphing(max_merged=17), Morphing(schedule='constant', num_merged=17)]
 )
 def test_more_merged_tokens_than_there_are_is_the_users_mistake(morphing):

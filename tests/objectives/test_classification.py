@@ -10,7 +10,6 @@ from mim_jax import assembly, experiment, keys, sharding
 from mim_jax.data import image_fields, make_source, train_batches
 from mim_jax.data.erasing import erase
 from mim_jax.errors import UserError
-from mim_jax.objectives import Classification
 from mim_jax.program import Program
 
 CLASSES, COUNT = 10, 8
@@ -148,21 +147,6 @@ def test_a_batch_without_pairs_is_told_before_anything_runs(tiny_config):
         Program.make(experiment.from_config(config), epoch_examples=64, fields=image_fields(10))
     config.objective.mixup = 0.0
     Program.make(experiment.from_config(config), epoch_examples=64, fields=image_fields(10))
-
-
-@pytest.mark.parametrize(
-    'field, value',
-    [
-        ('label_smoothing', 1.0),
-        ('erasing', -0.1),
-        ('switch', 2.0),
-        ('mixup', -1.0),
-        ('cutmix', -0.5),
-    ],
-)
-def test_values_that_cannot_be_name_their_field(field, value):
-    with pytest.raises(ValueError, match=f'{field} = {value} must'):
-        Classification(**{field: value})
 
 
 def test_data_without_labels_is_told(prepared, tiny_config):

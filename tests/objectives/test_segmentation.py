@@ -167,10 +167,6 @@ def test_mistakes_are_one_sentence(tiny_config):
         make(tiny_config, head='upernet', options={'blocks': (1, 2, 3, 9)})
     with pytest.raises(ValueError, match='blocks'):
         UPerNet(blocks=(1, 2))
-    with pytest.raises(ValueError, match='dropout'):
-        LinearSegmenter(dropout=1.0)
-    with pytest.raises(ValueError, match='auxiliary_weight'):
-        UPerNet(auxiliary_weight=-1.0)
 
 
 def test_distortion_is_a_transform_of_the_training_view_alone(tiny_config):

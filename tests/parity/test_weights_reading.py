@@ -275,3 +275,33 @@ def test_overwritten_and_truncated_archives_are_one_sentence(archive):
         archive.write_bytes(damaged)
         with pytest.raises(UserError, match='damaged'):
             reading.read(archive)
+
+
+def test_an_archive_of_torch_save_is_compared_with_its_checksums(tmp_path):
+    file = tmp_path / 'w.pth'
+    values = torch.arange(1000, dtype=torch.float32)
+    torch.save({'a.weight': values, 'b.weight': values[:1]}, file)
+    content = file.read_bytes()
+    place = content.index(values.numpy().tobytes()) + 400
+    file.write_bytes(content[:place] + b'\xff' + content[place + 1 :])
+    assert not torch.equal(torch.load(file)['a.weight'], values)  # PyTorch does not look
+    with pytest.raises(UserError, match='w.pth is damaged, as its own checksums say .*data/0'):
+        reading.read(file)
+
+
+def test_an_archive_without_checksums_is_read(tmp_path):
+    if not hasattr(torch.serialization, 'set_crc32_options'):
+        pytest.skip('this PyTorch always writes checksums')
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({'a.weight': torch.ones(3), 'b.weight': torch.ones(3)}, tmp_path / 'w.pth')
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert reading.read(tmp_path / 'w.pth').tensors.keys() == {'a.weight', 'b.weight'}
+
+
+def test_a_tensor_of_more_numbers_than_the_file_holds_is_refused(tmp_path):
+    large = torch.ones(1).expand(10**6, 10**6)
+    torch.save({'a.weight': large, 'b.weight': torch.ones(1)}, tmp_path / 'w.pth')
+    with pytest.raises(UserError, match='no plain arrays .*is more than the file holds'):
+        reading.read(tmp_path / 'w.pth')

@@ -1,0 +1,19 @@
+"""Bad input of every sort: each case ends well or in one sentence.
+
+`python -m tests.fuzz --cases=10000` runs the long form; `test_fuzz.py` a short one.
+"""
+
+from tests.fuzz.commands import commands, runs
+from tests.fuzz.images import folders, images
+from tests.fuzz.records import records
+from tests.fuzz.weights import foreign, own
+
+SUBJECTS = {
+    'commands': commands,
+    'runs': runs,
+    'weights': own,
+    'imports': foreign,
+    'images': images,
+    'folders': folders,
+    'records': records,
+}
