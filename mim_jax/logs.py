@@ -118,7 +118,8 @@ class Logger:
         if moved:
             where = 'the start' if resume_step is None else f'step {resume_step}'
             self.message(
-                f'{moved} lines of {METRICS_FILE} after {where} moved to {SUPERSEDED_FILE}'
+                f'{moved} lines of {METRICS_FILE} that come after {where} or cannot be read, moved '
+                f'to {SUPERSEDED_FILE}'
             )
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -249,7 +250,8 @@ def _parse(line: str) -> dict | None:
         record = json.loads(line)
     except json.JSONDecodeError:
         return None
-    return record if isinstance(record, dict) and 'step' in record else None
+    known = isinstance(record, dict) and isinstance(record.get('step'), int)
+    return record if known else None
 
 
 def peak_flops(device_kind: str) -> float | None:

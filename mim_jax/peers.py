@@ -1,0 +1,128 @@
+"""The processes of a run look after each other: none waits for ever for one that is gone.
+
+A collective or a checkpoint waits for all processes, so that one which ended leaves the others
+hanging. A thread in each process therefore gives a sign every few seconds, looks for those of the
+others, and ends its process with a sentence where one gives none, or has said that it ends.
+
+JAX's runtime has a watch of its own, which takes longer and ends a process by an abort. It is left
+with the death of process 0, through which all of this goes: there it is at once.
+"""
+
+import contextlib
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+
+import jax
+
+from mim_jax.errors import UserError
+from mim_jax.stopping import Stop, end, say
+
+# Seconds: between two signs; without one from a process until it counts as gone; that one which
+# ends gives the others to hear of it; that one which hears of it has to say something better.
+INTERVAL = 3
+LATE = 40
+FAREWELL = 2 * INTERVAL
+GRACE = 2
+ALIVE, PARTED = 'mim_jax/peers/alive/', 'mim_jax/peers/parted/'
+
+
+@contextlib.contextmanager
+def together(stop: Stop) -> Iterator[None]:
+    """Around all that the processes of a run do together; alone it does nothing.
+
+    An exception, and a signal that ends this process, are told to the others, which end too; they
+    and this one do so at once, with status 2 (1 where the exception is not the user's).
+    """
+    if not jax.distributed.is_initialized():
+        yield
+        return
+    watch = _Watch(stop)
+    stop.parting = watch.part
+    try:
+        yield
+        watch.wait_for_all()
+    except UserError as error:
+        print(f'error: {error}', file=sys.stderr)
+        watch.part(str(error))
+        sys.stdout.flush()
+        end(2)
+    except Exception as error:
+        # A collective breaks where another process ended: that is better said by the watch.
+        watch.thread.join(INTERVAL + LATE + GRACE)
+        traceback.print_exc()
+        watch.part(f'{type(error).__name__}: {error}')
+        end(1)
+
+
+class _Watch:
+    """The thread, and what its process tells the others."""
+
+    def __init__(self, stop: Stop):
+        # There is no public name for it.
+        from jax._src.distributed import global_state
+
+        self._client = global_state.client
+        self._stop = stop
+        self._ends = threading.Event()  # this process does so by itself
+        self.thread = threading.Thread(target=self._watch, name='peers', daemon=True)
+        self.thread.start()
+
+    def part(self, why: str) -> None:
+        """Tells the others that this process ends, and waits until they heard it or for FAREWELL.
+
+        Process 0 would otherwise take away the means by which they hear of it.
+        """
+        self._ends.set()
+        reason = (why.strip() or 'without a word').splitlines()[0]
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            self._client.key_value_set(f'{PARTED}{jax.process_index()}', reason)
+        self._farewell()
+
+    def wait_for_all(self) -> None:
+        """Until all processes are done; one that is late is not missed while it lives."""
+        self._client.wait_at_barrier('mim_jax/peers/end', 24 * 3600 * 1000)
+        self._ends.set()
+        self.thread.join()
+
+    def _farewell(self) -> None:
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            self._client.wait_at_barrier('mim_jax/peers/heard', FAREWELL * 1000)
+
+    def _watch(self) -> None:
+        signs = {number: ('', time.monotonic()) for number in range(jax.process_count())}
+        count = 0
+        while not self._ends.wait(INTERVAL):
+            count += 1
+            lost = self._lost(count, signs)
+            if lost and not self._ends.wait(GRACE):
+                say(f'error: {lost}; {self._stop.kept_words()}.')
+                self._farewell()
+                end(2)
+
+    def _lost(self, count: int, signs: dict[int, tuple[str, float]]) -> str | None:
+        """Gives the sign `count` and says which process is gone.
+
+        signs: by process, its last one and when it was first seen; updated.
+        """
+        own = jax.process_index()
+        try:
+            self._client.key_value_set(f'{ALIVE}{own}', str(count), allow_overwrite=True)
+            parted = self._client.key_value_dir_get(PARTED)
+            alive = self._client.key_value_dir_get(ALIVE)
+        except jax.errors.JaxRuntimeError:
+            return 'process 0 of this run is gone'
+        for name, reason in parted:
+            return f'process {name.rpartition("/")[2]} of this run ended: {reason}'
+        now = time.monotonic()
+        for name, sign in alive:
+            number = int(name.rpartition('/')[2])
+            if signs[number][0] != sign:
+                signs[number] = sign, now
+        late = [number for number, (_, seen) in signs.items() if now - seen > LATE]
+        if not late:
+            return None
+        which = ', '.join(map(str, late))
+        return f'process {which} of this run is gone or hangs: it gave no sign for {LATE} s'
