@@ -149,6 +149,7 @@ class Checkpoints:
         """
         if step in self._manager.all_steps():
             return
+        check_there(directory(self._workdir))
         with self._told():
             self._manager.save(
                 step,
@@ -209,14 +210,31 @@ class Checkpoints:
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:
-            saved = saved_steps(self._workdir)
-            kept = f'the newest whole one is that of step {saved[-1]}' if saved else 'there is none'
-            reason = str(error).strip().splitlines()
+            check_there(directory(self._workdir))
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(
-                f'{self._workdir}: a checkpoint could not be written '
-                f'({reason[0] if reason else type(error).__name__}); {kept}. Mend the cause and '
-                'start the same command again.'
+                f'{self._workdir}: a checkpoint could not be written ({reason[:200]}); '
+                f'{newest(self._workdir)}. Mend the cause and start the same command again.'
             ) from error
+
+
+def newest(workdir: str | Path) -> str:
+    """What a run has to go on from, a phrase."""
+    steps = saved_steps(workdir)
+    if not steps:
+        return 'there is no checkpoint'
+    return f'the newest whole checkpoint is that of step {steps[-1]}'
+
+
+def check_there(path: Path) -> None:
+    """Raises UserError where a directory that a run writes in is no longer there: writing would
+    bring back a part of it, and the run would seem to be whole.
+    """
+    if not path.is_dir():
+        raise UserError(
+            f'{path} is gone: it was deleted or moved while the run wrote in it, so that the run '
+            'ends here. Bring it back, or start the same command to begin anew.'
+        )
 
 
 def directory(workdir: str | Path) -> Path:

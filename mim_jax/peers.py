@@ -23,7 +23,7 @@ from mim_jax.stopping import Stop, end, say
 # Seconds: between two signs; without one from a process until it counts as gone; that one which
 # ends gives the others to hear of it; that one which hears of it has to say something better.
 INTERVAL = 3
-LATE = 40
+LATE = 30
 FAREWELL = 2 * INTERVAL
 GRACE = 2
 ALIVE, PARTED = 'mim_jax/peers/alive/', 'mim_jax/peers/parted/'

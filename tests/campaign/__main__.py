@@ -39,13 +39,15 @@ def main() -> int:
         lab = Lab(folder)
         for fault in chosen:
             trials = options.trials or (fault.short if options.short else fault.trials)
+            if not trials:
+                continue
             result = tried(
                 fault, lab, first=options.first, trials=trials, seed=options.seed, say=_say(fault)
             )
             print(f'{fault.name}: {result.text()}; {result.seconds:.0f} s', flush=True)
             failures += len(result.failures)
             if options.out:
-                _write(options.out, fault, result.text())
+                write(options.out, fault, result.text())
     return int(failures > 0)
 
 
@@ -56,7 +58,7 @@ def _say(fault):
     return say
 
 
-def _write(page, fault, text):
+def write(page, fault, text):
     """Puts the row of a fault into the table of a page, in the order of the list."""
     before, rest = page.read_text(encoding='utf-8').split(BEGIN)
     table, after = rest.split(END)

@@ -44,7 +44,7 @@ def copied(lab):
     'damaged checkpoint, looked at',
     expected='the damage is found and the checkpoint before it chosen',
     trials=500,
-    short=25,
+    short=15,
 )
 def looked_at(lab, number, draws):
     """A random file of the newest checkpoint is truncated, removed, or has a bit flipped; or files
@@ -115,7 +115,7 @@ def records(lab, number, draws):
     expected='lines that cannot be read are kept in `metrics.superseded.jsonl` and said; the run '
     'goes on',
     trials=6,
-    short=1,
+    short=0,
 )
 def metrics(lab, number, draws):
     """A line cut short, other bytes in the middle, a line of another kind."""
@@ -140,7 +140,7 @@ def metrics(lab, number, draws):
     return kind
 
 
-@fault('damaged lock', expected='the run starts: the lock is the system’s', trials=3)
+@fault('damaged lock', expected='the run starts: the lock is the system’s', trials=3, short=0)
 def lock(lab, number, draws):
     """The file has other bytes, is empty, or is missing."""
     folder = _unfinished(lab)

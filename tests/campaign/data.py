@@ -80,7 +80,7 @@ def vanished(lab, number, draws):
     expected='they are named once, counted and replaced up to `data.max_corrupt_share`, beyond it '
     'the run ends in one sentence that names one',
     trials=4,
-    short=1,
+    short=0,
 )
 def corrupt(lab, number, draws):
     """Every sixth image, and all of them, are truncated or random bytes."""
@@ -106,7 +106,7 @@ def corrupt(lab, number, draws):
     'teacher changed before a resume',
     expected='refused in one sentence, nothing is changed',
     trials=3,
-    short=1,
+    short=0,
 )
 def teacher(lab, number, draws):
     """One number of the teacher's file is the next larger one; half of it is there; it is gone."""
@@ -176,7 +176,7 @@ def worker_killed(lab, number, draws):
     'data worker hangs',
     expected='SIGTERM or Ctrl-C saves and ends the run within a minute, no worker is left',
     trials=4,
-    short=1,
+    short=0,
 )
 def worker_hangs(lab, number, draws):
     """SIGSTOP to all workers after a random step, then one of the two signals."""

@@ -15,7 +15,7 @@ class Fault:
     """One kind of fault.
 
     expected: what the run does, a sentence. how: how it is provoked, the docstring of `provoke`.
-    trials, short: how often, in the whole campaign and in CI.
+    trials, short: how often, in the whole campaign and in CI (0: other tests there do it).
     provoke: (lab, number of the trial, random numbers of its own) -> which case it was, in a word
         or two. Raises where what is expected does not happen.
     """
@@ -66,8 +66,12 @@ class Result:
     def text(self) -> str:
         """`50 trials, 0 failures (compile 10, step 12)`."""
         cases = ', '.join(f'{name} {count}' for name, count in sorted(self.cases.items()))
-        plural = '' if self.trials == 1 else 's'
-        return f'{self.trials} trial{plural}, {len(self.failures)} failures ({cases})'
+        trials, failures = self.trials, len(self.failures)
+        return f'{_counted(trials, "trial")}, {_counted(failures, "failure")} ({cases})'
+
+
+def _counted(number: int, noun: str) -> str:
+    return f'{number} {noun}' + ('' if number == 1 else 's')
 
 
 def tried(

@@ -61,14 +61,14 @@ RESUMES = (
 )
 
 
-@fault('kill -9, one process', expected=RESUMES, trials=50, short=2)
+@fault('kill -9, one process', expected=RESUMES, trials=50, short=1)
 def killed(lab, number, draws):
     """SIGKILL at a random moment of: start-up, compilation, a step, the asynchronous save, the save
     of the data iterator, an evaluation."""
     return goes_on(lab, MOMENTS[number % 6], draws, [signal.SIGKILL], processes=1)
 
 
-@fault('kill -9, two processes', expected=RESUMES, trials=50, short=1)
+@fault('kill -9, two processes', expected=RESUMES, trials=50, short=0)
 def both_killed(lab, number, draws):
     """As above, both at once."""
     moment = MOMENTS[(number + 3) % 6]
@@ -79,7 +79,7 @@ def both_killed(lab, number, draws):
     'SIGTERM or Ctrl-C, one process',
     expected=f'ends at once before the first step, saves after it; {RESUMES}',
     trials=30,
-    short=2,
+    short=1,
 )
 def signalled(lab, number, draws):
     """One of the two at the same moments, no stack trace."""
@@ -93,7 +93,7 @@ def signalled(lab, number, draws):
     'SIGTERM or Ctrl-C, two processes',
     expected=f'both save at the same step; {RESUMES}',
     trials=20,
-    short=1,
+    short=0,
 )
 def both_signalled(lab, number, draws):
     """One of the two to both processes, as a scheduler does, after the first step."""

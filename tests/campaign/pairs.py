@@ -49,7 +49,7 @@ def second_killed(lab, number, draws):
     expected=f'the other one ends within {BOUND} s (at once, by JAX’s runtime, whose message has '
     f'native frames); {AGAIN}',
     trials=4,
-    short=1,
+    short=0,
 )
 def first_killed(lab, number, draws):
     """SIGKILL in compilation, or after a random step."""
@@ -76,7 +76,7 @@ def hung(lab, number, draws):
     'Ctrl-C twice to one of two',
     expected=f'{ENDS}; {AGAIN}',
     trials=4,
-    short=1,
+    short=0,
 )
 def interrupted(lab, number, draws):
     """Two SIGINT at once to either of them, in compilation."""

@@ -37,8 +37,8 @@ def full(lab, number, draws):
 def _says_what_is_kept(folder, said):
     """The sentence names the newest whole checkpoint, or says that there is none."""
     saved = folder / 'work/checkpoints'
-    steps = [int(path.name) for path in saved.iterdir() if path.name.isdigit()] if saved else []
-    kept = f'step {max(steps)}' if steps else 'there is none'
+    steps = [int(path.name) for path in saved.glob('[0-9]*') if path.name.isdigit()]
+    kept = f'step {max(steps)}' if steps else 'there is no checkpoint'
     assert kept in said, f'{kept}: {said}'
 
 
