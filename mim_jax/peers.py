@@ -20,12 +20,12 @@ import jax
 from mim_jax.errors import UserError
 from mim_jax.stopping import Stop, end, say
 
-# Seconds: between two signs; without one from a process until it counts as gone; that one which
-# ends gives the others to hear of it; that one which hears of it has to say something better.
+# Seconds: between two signs; without one from a process until it counts as gone; that a process
+# which hears of it has to say something better itself; that process 0 stays for the others at most.
 INTERVAL = 3
 LATE = 30
-FAREWELL = 2 * INTERVAL
 GRACE = 2
+FAREWELL = 20
 ALIVE, PARTED = 'mim_jax/peers/alive/', 'mim_jax/peers/parted/'
 
 
@@ -71,15 +71,14 @@ class _Watch:
         self.thread.start()
 
     def part(self, why: str) -> None:
-        """Tells the others that this process ends, and waits until they heard it or for FAREWELL.
-
-        Process 0 would otherwise take away the means by which they hear of it.
-        """
+        """Tells the others that this process ends."""
         self._ends.set()
+        own = jax.process_index()
         reason = (why.strip() or 'without a word').splitlines()[0]
         with contextlib.suppress(jax.errors.JaxRuntimeError):
-            self._client.key_value_set(f'{PARTED}{jax.process_index()}', reason)
-        self._farewell()
+            self._client.key_value_set(f'{PARTED}{own}', reason)
+        if own == 0:
+            self._stay(gone=[])
 
     def wait_for_all(self) -> None:
         """Until all processes are done; one that is late is not missed while it lives."""
@@ -87,35 +86,44 @@ class _Watch:
         self._ends.set()
         self.thread.join()
 
-    def _farewell(self) -> None:
+    def _stay(self, *, gone: list[int]) -> None:
+        """Until all processes but those that are gone came here, having said why they end: process
+        0 would take away the means by which the others hear of it.
+        """
+        rest = [number for number in range(jax.process_count()) if number not in gone]
         with contextlib.suppress(jax.errors.JaxRuntimeError):
-            self._client.wait_at_barrier('mim_jax/peers/heard', FAREWELL * 1000)
+            self._client.wait_at_barrier(f'mim_jax/peers/{gone}', FAREWELL * 1000, rest)
 
     def _watch(self) -> None:
         signs = {number: ('', time.monotonic()) for number in range(jax.process_count())}
         count = 0
         while not self._ends.wait(INTERVAL):
             count += 1
-            lost = self._lost(count, signs)
-            if lost and not self._ends.wait(GRACE):
-                say(f'error: {lost}; {self._stop.kept_words()}.')
-                self._farewell()
+            found = self._gone(count, signs)
+            if found and not self._ends.wait(GRACE):
+                gone, why = found
+                say(f'error: {why}; {self._stop.kept_words()}.')
+                self._stay(gone=gone)
                 end(2)
 
-    def _lost(self, count: int, signs: dict[int, tuple[str, float]]) -> str | None:
-        """Gives the sign `count` and says which process is gone.
+    def _gone(
+        self, count: int, signs: dict[int, tuple[str, float]]
+    ) -> tuple[list[int], str] | None:
+        """Gives the sign `count`, and says which processes are gone and how.
 
         signs: by process, its last one and when it was first seen; updated.
         """
-        own = jax.process_index()
         try:
-            self._client.key_value_set(f'{ALIVE}{own}', str(count), allow_overwrite=True)
+            own = f'{ALIVE}{jax.process_index()}'
+            self._client.key_value_set(own, str(count), allow_overwrite=True)
             parted = self._client.key_value_dir_get(PARTED)
             alive = self._client.key_value_dir_get(ALIVE)
         except jax.errors.JaxRuntimeError:
-            return 'process 0 of this run is gone'
+            return [0], 'process 0 of this run is gone'
         for name, reason in parted:
-            return f'process {name.rpartition("/")[2]} of this run ended: {reason}'
+            number = int(name.rpartition('/')[2])
+            # Process 0 stays until the others have said so.
+            return [number] if number else [], f'process {number} of this run ended: {reason}'
         now = time.monotonic()
         for name, sign in alive:
             number = int(name.rpartition('/')[2])
@@ -125,4 +133,4 @@ class _Watch:
         if not late:
             return None
         which = ', '.join(map(str, late))
-        return f'process {which} of this run is gone or hangs: it gave no sign for {LATE} s'
+        return late, f'process {which} of this run is gone or hangs: it gave no sign for {LATE} s'

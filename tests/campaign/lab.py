@@ -22,8 +22,8 @@ from mim_jax.targets import Teacher
 from mim_jax.weights import native
 
 ROOT = Path(__file__).parents[2]
-# Seconds until a process that should end is a failure; a start takes 5 on a quiet machine.
-PATIENCE = 240
+# Seconds until a process that should end is a failure, on a machine that is busy.
+PATIENCE = 900
 CLUSTER = ('MIM_JAX_', 'SLURM_', 'OMPI_', 'JAX_COORDINATOR')
 STEPS, EVALUATED = 12, 8  # the last step; the evaluation in between
 CONFIG = """

@@ -7,7 +7,7 @@ from tests.campaign.faults import fault
 from tests.campaign.lab import STEPS, one_sentence
 
 # Until the other has noticed and ended; the rest is for a machine that is busy.
-BOUND = peers.INTERVAL + peers.LATE + peers.GRACE + peers.FAREWELL + 15
+BOUND = peers.INTERVAL + peers.LATE + peers.GRACE + 25
 ENDS = f'the other one ends within {BOUND} s in one sentence that names it and what is kept'
 AGAIN = 'the same command resumes, and ends as a run that nothing happened to, bit for bit'
 
