@@ -15,8 +15,8 @@ def interrupt(lab: Lab, folder, moment, draws, number, *, processes):
     first = run[0]
     step = draws.randint(1, STEPS - 1)
     if moment == 'start-up':
-        _, whole = lab.whole(processes)
-        delay = draws.uniform(0, 0.6 * whole)
+        _, seconds = lab.whole(processes)
+        delay = draws.uniform(0, seconds)
         first.reached(lambda: first.age > delay)
     else:
         first.reached(lambda: _came(moment, step, first.output, folder / 'work/checkpoints'))

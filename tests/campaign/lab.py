@@ -197,12 +197,14 @@ class Lab:
 
     @functools.cache  # noqa: B019
     def whole(self, processes=1):
-        """A folder with a run that nothing happened to, and the seconds that it took."""
-        self.run(self.work(), processes=processes)  # compiles
+        """A folder with a run that nothing happened to, and the seconds until it compiled."""
         folder = self.work()
-        began = time.monotonic()
-        self.run(folder, processes=processes)
-        return folder, time.monotonic() - began
+        run = self.start(folder, processes=processes)
+        run[0].reached(lambda: 'compiling the step' in run[0].output)
+        seconds = run[0].age
+        told = [process.output for process in run if process.end()]
+        assert not told, '\n'.join(told)
+        return folder, seconds
 
     def assert_whole(self, folder, processes=1):
         """The run in `folder` equals one that nothing happened to: each line of its log but for
