@@ -172,7 +172,7 @@ def override(config: ConfigDict, cls: type, assignments: list[tuple[str, str]]) 
     the file's duration of whichever unit, so that `train.total_steps` shortens a recipe written in
     epochs.
     """
-    given = {path for path, _ in assignments}
+    given = {path for path, text in assignments if text.lower() != 'none'}
     for path, text in sorted(assignments, key=lambda pair: not pair[0].endswith('.name')):
         section, kind, options = config, cls, None
         *parents, key = path.split('.')

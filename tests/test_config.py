@@ -133,6 +133,13 @@ def test_two_given_durations_are_refused():
         configs.override(section(), Outer, [('total_steps', '5'), ('total_epochs', '1')])
 
 
+def test_a_duration_may_be_emptied_beside_another():
+    for order in (1, -1):
+        given = [('total_steps', '5'), ('total_epochs', 'none')][::order]
+        result = built(configs.override(section(), Outer, given))
+        assert (result.total_steps, result.total_epochs) == (5, None)
+
+
 def test_values_checked_by_the_dataclass_name_their_path():
     with pytest.raises(UserError, match=r'outer\.shape: radius = -1.0 must be positive'):
         built(configs.override(section(), Outer, [('shape.radius', '-1')]))
