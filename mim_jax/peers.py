@@ -44,17 +44,26 @@ def together(stop: Stop) -> Iterator[None]:
     try:
         yield
         watch.wait_for_all()
-    except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        watch.part(str(error))
-        sys.stdout.flush()
-        end(2)
     except Exception as error:
-        # A collective breaks where another process ended: that is better said by the watch.
-        watch.thread.join(INTERVAL + LATE + GRACE)
-        traceback.print_exc()
-        watch.part(f'{type(error).__name__}: {error}')
-        end(1)
+        if _of_a_collective(error):
+            # It breaks where another process ended, which is better said by the watch.
+            watch.thread.join(INTERVAL + LATE + GRACE)
+        ours = isinstance(error, UserError)
+        if ours:
+            print(f'error: {error}', file=sys.stderr)
+        else:
+            traceback.print_exception(error)
+        watch.part(str(error) if ours else f'{type(error).__name__}: {error}')
+        sys.stdout.flush()
+        end(2 if ours else 1)
+
+
+def _of_a_collective(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, jax.errors.JaxRuntimeError | TimeoutError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 class _Watch:

@@ -1,7 +1,10 @@
 """One of two real processes ends: the other one hears why, and ends too."""
 
+import jax
 import pytest
 
+from mim_jax import peers
+from mim_jax.errors import UserError
 from tests.test_distributed import free_port, start_program
 
 # The last process fails, or the first; the other one waits for it in a collective that never comes.
@@ -62,3 +65,13 @@ def test_another_exception_keeps_its_stack_trace():
 @pytest.mark.slow
 def test_processes_that_are_done_end_together():
     assert [status for status, _ in run(None)] == [0, 0]
+
+
+def test_errors_of_a_collective_are_known_by_their_causes():
+    broken, odd = jax.errors.JaxRuntimeError('Gloo: reset by peer'), OSError(28, 'disk full')
+    for cause, found in ((broken, True), (TimeoutError('barrier'), True), (odd, False)):
+        told = UserError('a checkpoint could not be written')
+        told.__cause__ = ValueError('of a library')
+        told.__cause__.__context__ = cause
+        assert peers._of_a_collective(told) is found
+    assert peers._of_a_collective(broken)
