@@ -70,10 +70,11 @@ class _Watch:
     """The thread, and what its process tells the others."""
 
     def __init__(self, stop: Stop):
-        # There is no public name for it.
+        # There are no public names for these; `jax.process_index` would wait for the others.
         from jax._src.distributed import global_state
 
         self._client = global_state.client
+        self._own, self._count = global_state.process_id, global_state.num_processes
         self._stop = stop
         self._ends = threading.Event()  # this process does so by itself
         self.thread = threading.Thread(target=self._watch, name='peers', daemon=True)
@@ -82,11 +83,10 @@ class _Watch:
     def part(self, why: str) -> None:
         """Tells the others that this process ends."""
         self._ends.set()
-        own = jax.process_index()
         reason = (why.strip() or 'without a word').splitlines()[0]
         with contextlib.suppress(jax.errors.JaxRuntimeError):
-            self._client.key_value_set(f'{PARTED}{own}', reason)
-        if own == 0:
+            self._client.key_value_set(f'{PARTED}{self._own}', reason)
+        if self._own == 0:
             self._stay(gone=[])
 
     def wait_for_all(self) -> None:
@@ -99,12 +99,12 @@ class _Watch:
         """Until all processes but those that are gone came here, having said why they end: process
         0 would take away the means by which the others hear of it.
         """
-        rest = [number for number in range(jax.process_count()) if number not in gone]
+        rest = [number for number in range(self._count) if number not in gone]
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             self._client.wait_at_barrier(f'mim_jax/peers/{gone}', FAREWELL * 1000, rest)
 
     def _watch(self) -> None:
-        signs = {number: ('', time.monotonic()) for number in range(jax.process_count())}
+        signs = {number: ('', time.monotonic()) for number in range(self._count)}
         count = 0
         while not self._ends.wait(INTERVAL):
             count += 1
@@ -123,8 +123,7 @@ class _Watch:
         signs: by process, its last one and when it was first seen; updated.
         """
         try:
-            own = f'{ALIVE}{jax.process_index()}'
-            self._client.key_value_set(own, str(count), allow_overwrite=True)
+            self._client.key_value_set(f'{ALIVE}{self._own}', str(count), allow_overwrite=True)
             parted = self._client.key_value_dir_get(PARTED)
             alive = self._client.key_value_dir_get(ALIVE)
         except jax.errors.JaxRuntimeError:
