@@ -10,7 +10,10 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import itertools
+import os
+import re
 from collections.abc import Iterable, Iterator
+from logging import LogRecord
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +124,7 @@ class Checkpoints:
         damaged: Iterable[int] = (),
     ):
         _set_aside(workdir, damaged)
+        logging.get_absl_logger().addFilter(_worth_saying)
         self._sealing = concurrent.futures.ThreadPoolExecutor(max_workers=1)
         self._unsealed = None
         self._workdir = Path(workdir)
@@ -211,11 +215,24 @@ class Checkpoints:
             yield
         except (OSError, ValueError, RuntimeError) as error:
             check_there(directory(self._workdir))
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(
-                f'{self._workdir}: a checkpoint could not be written ({reason[:200]}); '
+                f'{self._workdir}: a checkpoint could not be written ({_reason(error)}); '
                 f'{newest(self._workdir)}. Mend the cause and start the same command again.'
             ) from error
+
+
+def _reason(error: Exception) -> str:
+    """What the system said, of the page that TensorStore makes of it; else its first line."""
+    text = str(error).strip() or type(error).__name__
+    number = re.search(r"os_error_code='(\d+)'", text)
+    return os.strerror(int(number[1])) if number else text.splitlines()[0][:200]
+
+
+def _worth_saying(record: LogRecord) -> bool:
+    """Whether to log a record: not the stack traces of Orbax's threads, whose error is raised
+    again in the main thread, and told in a sentence.
+    """
+    return not (record.exc_info and f'{os.sep}orbax{os.sep}' in record.pathname)
 
 
 def newest(workdir: str | Path) -> str:

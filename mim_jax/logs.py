@@ -104,10 +104,10 @@ class Logger:
         moved = supersede(workdir, step=resume_step)
         self._file = open(workdir / METRICS_FILE, 'a', encoding='utf-8')  # noqa: SIM115
         if config.tensorboard:
-            from tensorboardX import SummaryWriter
+            from mim_jax.events import EventFile
 
             purge = None if resume_step is None else resume_step + 1
-            self._events = SummaryWriter(str(workdir / 'tensorboard'), purge_step=purge)
+            self._events = EventFile(workdir / 'tensorboard', purge_step=purge)
         progress = sys.stderr.isatty() if config.progress is None else config.progress
         if progress:
             from tqdm import tqdm
@@ -142,7 +142,7 @@ class Logger:
         if self._events is None:
             return
         for name, picture in pictures.items():
-            self._events.add_image(f'pictures/{name}', picture, step, dataformats='HWC')
+            self._events.add_image(f'pictures/{name}', picture, step)
         self._events.flush()
 
     def progress(self, step: int) -> None:

@@ -8,7 +8,6 @@ other, are the batch that one process would have had, for any number of workers.
 
 import functools
 import os
-import re
 import signal
 import threading
 import time
@@ -278,11 +277,7 @@ def _run(dataset, config):
 
 class _OwnMemory:
     """Copies batches out of the shared memory in which Grain's workers hand them over, so that an
-    array kept for long (or aliased by a CPU device) keeps no shared segment alive.
-
-    Raises (on `next`):
-      UserError: a worker process was ended from outside.
-    """
+    array kept for long (or aliased by a CPU device) keeps no shared segment alive."""
 
     def __init__(self, iterator):
         self._iterator = iterator
@@ -292,17 +287,7 @@ class _OwnMemory:
         return self
 
     def __next__(self):
-        try:
-            batch = next(self._iterator)
-        except RuntimeError as error:
-            found = re.search(r'terminated unexpectedly with exit code (-?\d+)', str(error))
-            if not found:
-                raise
-            raise UserError(
-                f'a data worker was ended from outside (its exit code is {found[1]}; -9 is often '
-                'a lack of memory, which a smaller config.data.workers or data.prefetch needs less '
-                'of); the same command resumes from the last checkpoint, if one was saved'
-            ) from error
+        batch = next(self._iterator)
         return {k: np.array(v) if isinstance(v, np.ndarray) else v for k, v in batch.items()}
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import logging
-import multiprocessing
 
 import cv2
 import numpy as np
@@ -138,19 +137,6 @@ def test_errors_of_a_worker_reach_the_caller():
     batches = train_batches(Numbered(), fixed, seed=0)
     with pytest.raises(UserError, match='24x20 pixels .*a view of it 12x10'):
         next(batches)
-    batches.close()
-
-
-@pytest.mark.slow
-def test_a_worker_that_is_killed_is_one_sentence():
-    others = set(multiprocessing.active_children())
-    batches = train_batches(Numbered(), config(workers=1, threads=1), seed=0)
-    next(batches)
-    (worker,) = set(multiprocessing.active_children()) - others
-    worker.kill()
-    with pytest.raises(UserError, match='a data worker was ended from outside .*-9'):
-        for _ in range(100):  # those that it had made ahead
-            next(batches)
     batches.close()
 
 
