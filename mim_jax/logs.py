@@ -135,6 +135,7 @@ class Logger:
         if self._events is not None:
             for name, value in values.items():
                 self._events.add_scalar(name, value, step)
+            self._events.flush()
         self._show(step, values)
 
     def pictures(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
