@@ -128,6 +128,7 @@ class Checkpoints:
         self._sealing = concurrent.futures.ThreadPoolExecutor(max_workers=1)
         self._unsealed = None
         self._workdir = Path(workdir)
+        self._beside = [path for path in self._workdir.glob('*') if path.is_file()]
         milestone = clock and clock.steps(config, 'milestone', path='checkpoint')
         self._manager = ocp.CheckpointManager(
             directory(workdir),
@@ -153,7 +154,7 @@ class Checkpoints:
         """
         if step in self._manager.all_steps():
             return
-        check_there(directory(self._workdir))
+        self._check_there()
         with self._told():
             self._manager.save(
                 step,
@@ -208,13 +209,20 @@ class Checkpoints:
         if kept and jax.process_index() == 0:
             self._sealing.submit(integrity.seal, directory(self._workdir) / str(step))
 
+    def _check_there(self) -> None:
+        """Orbax makes folders that are missing: the files beside them tell that all is gone."""
+        there = not self._beside or any(path.exists() for path in self._beside)
+        if not there:
+            raise gone(self._workdir)
+        check_there(directory(self._workdir))
+
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
         """One sentence for a save that fails: a full disk, a directory that is gone."""
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:
-            check_there(directory(self._workdir))
+            self._check_there()
             raise UserError(
                 f'{self._workdir}: a checkpoint could not be written ({_reason(error)}); '
                 f'{newest(self._workdir)}. Mend the cause and start the same command again.'
@@ -248,10 +256,14 @@ def check_there(path: Path) -> None:
     bring back a part of it, and the run would seem to be whole.
     """
     if not path.is_dir():
-        raise UserError(
-            f'{path} is gone: it was deleted or moved while the run wrote in it, so that the run '
-            'ends here. Bring it back, or start the same command to begin anew.'
-        )
+        raise gone(path)
+
+
+def gone(path: Path) -> UserError:
+    return UserError(
+        f'{path} is gone: it was deleted or moved while the run wrote in it, so that the run ends '
+        'here. Bring it back, or start the same command to begin anew.'
+    )
 
 
 def directory(workdir: str | Path) -> Path:
