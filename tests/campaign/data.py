@@ -9,6 +9,9 @@ import numpy as np
 from tests.campaign.faults import fault
 from tests.campaign.lab import one_sentence, stop_after
 
+# What is made ahead does not reach the end, and no evaluation starts workers of its own.
+LONG = ('--config.train.total_steps=100000', '--config.eval.evaluators=()')
+
 
 def own_images(lab, folder):
     """A copy of the images for one trial, and the argument that reads it."""
@@ -60,15 +63,14 @@ def vanished(lab, number, draws):
     folder = lab.work()
     images, argument = own_images(lab, folder)
     workers = f'--config.data.workers={number % 2}'
-    long = '--config.train.total_steps=100000'  # what is made ahead does not reach the end
-    (process,) = lab.start(folder, argument, workers, long, '--config.checkpoint.every_steps=2')
+    (process,) = lab.start(folder, argument, workers, *LONG)
     process.reached(lambda: f'\nstep {draws.randint(1, 9):>6}/' in process.output)
     images.rename(folder / 'gone')
     assert process.end() == 2, process.output
     said = one_sentence(process.output)
     assert 'cannot be read' in said and str(images) in said, said
     (folder / 'gone').rename(images)
-    (process,) = lab.start(folder, argument, workers, long)
+    (process,) = lab.start(folder, argument, workers, *LONG)
     process.reached(lambda: process.output.count('\nstep') > 3)
     process.send(signal.SIGTERM)
     assert process.end() == 0 and 'resuming after step' in process.output, process.output
@@ -158,7 +160,7 @@ def workers_of(process):
 def worker_killed(lab, number, draws):
     """SIGKILL to a worker process after a random step, as by the kernel when memory is short."""
     folder = lab.work()
-    long = ('--config.data.workers=2', '--config.train.total_steps=100000')
+    long = (*LONG, '--config.data.workers=2')
     (process,) = lab.start(folder, *long)
     step = draws.randint(1, 99)
     process.reached(lambda: f'\nstep {step:>6}/' in process.output)
@@ -181,7 +183,7 @@ def worker_killed(lab, number, draws):
 def worker_hangs(lab, number, draws):
     """SIGSTOP to all workers after a random step, then one of the two signals."""
     folder = lab.work()
-    long = ('--config.data.workers=1', '--config.train.total_steps=100000')
+    long = (*LONG, '--config.data.workers=1')
     (process,) = lab.start(folder, *long)
     step = draws.randint(1, 99)
     process.reached(lambda: f'\nstep {step:>6}/' in process.output)
