@@ -66,6 +66,7 @@ class DevicePrefetch:
         batch, state, error = self._wait()
         self.wait_seconds += time.perf_counter() - start
         if error is not None:
+            self._check_workers()  # better said by us than by Grain
             self._ended = error
             raise error
         self.state = state
