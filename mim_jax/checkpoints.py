@@ -2,8 +2,8 @@
 atomically, by Orbax.
 
 A checkpoint has three items: `variables` (all trained collections; a frozen teacher is read from
-its own file again),
-`optimizer`, and `progress` (step and data iterator state, JSON).
+its own file again), `optimizer`, and `progress` (step and data iterator state, JSON). Its metadata
+say what made it (`mim_jax.provenance`).
 """
 
 import concurrent.futures
@@ -22,9 +22,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from mim_jax import distributed, integrity
+from mim_jax import distributed, integrity, provenance
 from mim_jax.clock import Clock
 from mim_jax.errors import UserError
+from mim_jax.layout import checkpoints as directory
 from mim_jax.ranges import Examples, NotNegative, Number, Percent
 from mim_jax.train_step import TrainState
 
@@ -112,7 +113,8 @@ class Checkpoints:
     """The checkpoints of one work directory.
 
     Each is sealed with checksums once it is whole: in the background when the next one is saved,
-    and at the end. damaged: the steps of checkpoints that are set aside, as STEP.damaged.
+    and at the end. damaged: the steps of checkpoints that are set aside, as STEP.damaged. made_by:
+    what every checkpoint says of its making.
     """
 
     def __init__(
@@ -122,6 +124,7 @@ class Checkpoints:
         clock: Clock | None = None,
         *,
         damaged: Iterable[int] = (),
+        made_by: provenance.Record | None = None,
     ):
         _set_aside(workdir, damaged)
         logging.get_absl_logger().addFilter(_worth_saying)
@@ -129,6 +132,7 @@ class Checkpoints:
         self._unsealed = None
         self._workdir = Path(workdir)
         self._beside = [path for path in self._workdir.glob('*') if path.is_file()]
+        self._made_by = made_by
         milestone = clock and clock.steps(config, 'milestone', path='checkpoint')
         self._manager = ocp.CheckpointManager(
             directory(workdir),
@@ -163,6 +167,7 @@ class Checkpoints:
                     optimizer=ocp.args.StandardSave(state.opt_state),
                     progress=ocp.args.JsonSave({'step': step, 'data': data_state}),
                 ),
+                custom_metadata=self._made_by,
             )
         # Orbax has waited for the save before this one: that one is whole.
         self._seal(step)
@@ -266,10 +271,6 @@ def gone(path: Path) -> UserError:
     )
 
 
-def directory(workdir: str | Path) -> Path:
-    return Path(workdir).absolute() / 'checkpoints'
-
-
 def saved_variables(variables: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in variables.items() if name not in FROZEN}
 
@@ -282,6 +283,19 @@ def restore_variables(
     Host arrays; neither the run's mesh nor its optimiser plays a part. Raises UserError when there
     is no such checkpoint.
     """
+    abstract, step = abstract_variables(workdir, step=step)
+    manager = ocp.CheckpointManager(directory(workdir), item_handlers=_handlers())
+    with _readable(workdir, step):
+        args = ocp.args.Composite(variables=ocp.args.StandardRestore(abstract))
+        variables = manager.restore(step, args=args)['variables']
+    manager.close()
+    return jax.device_get(variables), step
+
+
+def abstract_variables(
+    workdir: str | Path, *, step: int | None = None
+) -> tuple[dict[str, Any], int]:
+    """What `restore_variables` restores, as jax.ShapeDtypeStruct leaves on one device."""
     steps = saved_steps(workdir)
     if not steps or (step is not None and step not in steps):
         what = 'no checkpoint' if not steps else f'no checkpoint of step {step}, only of {steps}'
@@ -298,14 +312,12 @@ def restore_variables(
     manager = ocp.CheckpointManager(directory(workdir), item_handlers=_handlers())
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     with _readable(workdir, step):
-        saved = manager.item_metadata(step)['variables']
+        saved = manager.item_metadata(step)['variables'].tree
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), saved
         )
-        args = ocp.args.Composite(variables=ocp.args.StandardRestore(abstract))
-        variables = manager.restore(step, args=args)['variables']
     manager.close()
-    return jax.device_get(variables), step
+    return abstract, step
 
 
 def saved_steps(workdir: str | Path) -> list[int]:

@@ -128,7 +128,9 @@ class Encoding:
             levels[0] = encoded
             return {part: pool_tokens(levels[part.back], pool=part.pooling) for part in parts}
 
-        return jax.jit(features, out_shardings=sharding.batch_sharding(self._program.mesh))
+        mesh = self._program.mesh
+        place = sharding.batch_sharding(mesh)
+        return jax.jit(sharding.on_mesh(features, mesh), out_shardings=place)
 
 
 def parts_of(evaluator: Evaluator) -> set[Part]:

@@ -38,20 +38,28 @@ def record(workdir: str | Path, found: dict[str, str]) -> None:
         os.replace(temporary, path)
 
 
+def recorded(workdir: str | Path) -> dict[str, str]:
+    """Those in a work directory, by name; none where an older version started the run.
+
+    Raises UserError where they cannot be read.
+    """
+    path = Path(workdir) / FILE
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding='utf-8')).items())
+    except (AttributeError, ValueError):
+        raise UserError(f'{path} cannot be read; the work directory is damaged.') from None
+
+
 def check(workdir: str | Path, found: dict[str, str]) -> None:
     """Raises UserError where one of the fingerprints is not that which the run recorded.
 
     Names that one side lacks are not compared: a resumed run does not read what it began with, and
     one of an older version recorded nothing.
     """
-    path = Path(workdir) / FILE
-    if not path.exists():
-        return
-    try:
-        recorded = json.loads(path.read_text(encoding='utf-8'))
-        changed = [name for name in found if recorded.get(name, found[name]) != found[name]]
-    except (AttributeError, ValueError):
-        raise UserError(f'{path} cannot be read; the work directory is damaged.') from None
+    before = recorded(workdir)
+    changed = [name for name in found if before.get(name, found[name]) != found[name]]
     if changed:
         words = ['training data' if n == 'data' else f'weights of the {n}' for n in changed]
         raise UserError(

@@ -58,6 +58,7 @@ class LogConfig:
     pictures_every_*: how often pictures go to TensorBoard (at most one; none: only at the end).
     num_pictures: images per picture sheet.
     tensorboard: write TensorBoard events beside metrics.jsonl.
+    wandb: the project of Weights & Biases that gets the same; none: nothing goes there.
     progress: True a progress bar, False plain lines, None a bar exactly where stderr is a terminal.
     """
 
@@ -68,6 +69,7 @@ class LogConfig:
     pictures_every_percent: Percent | None = None
     num_pictures: int = 8
     tensorboard: bool = True
+    wandb: str | None = None
     progress: bool | None = None
 
     def __post_init__(self):
@@ -96,7 +98,7 @@ class Logger:
     ):
         self._is_main = is_main
         self._total_steps = total_steps
-        self._file = self._events = self._bar = None
+        self._file = self._events = self._wandb = self._bar = None
         if not is_main:
             return
         workdir = Path(workdir)
@@ -108,6 +110,10 @@ class Logger:
 
             purge = None if resume_step is None else resume_step + 1
             self._events = EventFile(workdir / 'tensorboard', purge_step=purge)
+        if config.wandb is not None:
+            from mim_jax.wandb_writer import WandbWriter
+
+            self._wandb = WandbWriter(workdir, config.wandb)
         progress = sys.stderr.isatty() if config.progress is None else config.progress
         if progress:
             from tqdm import tqdm
@@ -136,15 +142,18 @@ class Logger:
             for name, value in values.items():
                 self._events.add_scalar(name, value, step)
             self._events.flush()
+        if self._wandb is not None:
+            self._wandb.scalars(step, values)
         self._show(step, values)
 
     def pictures(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
-        """Puts uint8 [H,W,3] pictures into TensorBoard under pictures/NAME."""
-        if self._events is None:
-            return
-        for name, picture in pictures.items():
-            self._events.add_image(f'pictures/{name}', picture, step)
-        self._events.flush()
+        """Puts uint8 [H,W,3] pictures under pictures/NAME where pictures can go."""
+        if self._events is not None:
+            for name, picture in pictures.items():
+                self._events.add_image(f'pictures/{name}', picture, step)
+            self._events.flush()
+        if self._wandb is not None:
+            self._wandb.pictures(step, pictures)
 
     def progress(self, step: int) -> None:
         """Moves the progress bar; cheap, for every step."""
@@ -162,10 +171,10 @@ class Logger:
                 print(text, flush=True)
 
     def close(self) -> None:
-        for sink in (self._file, self._events, self._bar):
+        for sink in (self._file, self._events, self._wandb, self._bar):
             if sink is not None:
                 sink.close()
-        self._file = self._events = self._bar = None
+        self._file = self._events = self._wandb = self._bar = None
         self._is_main = False
 
     def _show(self, step: int, values: Mapping[str, float]) -> None:

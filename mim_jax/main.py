@@ -1,10 +1,10 @@
 """Command line of a run.
 
-    python -m mim_jax.main --config=configs/NAME.py[:ARGUMENT] [--workdir=DIR] [--dry_run]
-        [--print_config] [--topology=v5e:4x4] [--config.any.field=value ...]
+    python -m mim_jax.main --config=configs/NAME.py[:ARGUMENT] [--workdir=DIR] [--print_config]
+        [--extend] [--config.any.field=value ...]
 
 Without `--workdir` the run lives in runs/NAME, or runs/NAME_ARGUMENT. Starting again in a work
-directory resumes it.
+directory resumes it; `--extend` with a larger train.total_* lengthens it.
 """
 
 import argparse
@@ -39,9 +39,6 @@ def run(arguments: list[str], stop: Stop) -> None:
     """Parses, builds and trains. Raises UserError for what the user can mend."""
     options, assignments = parse(arguments)
     _prepare_simulated_devices()
-    if options.topology:
-        # The devices at hand play no part: keep JAX from claiming them.
-        os.environ['JAX_PLATFORMS'] = 'cpu'
     # Importing JAX and friends takes a second or two; a mistyped option should not wait for it.
     from mim_jax import distributed, peers, work_directory
     from mim_jax.experiment import Experiment, from_config
@@ -50,12 +47,6 @@ def run(arguments: list[str], stop: Stop) -> None:
     experiment = from_config(config)
     if options.print_config:
         print(config)
-        return
-    if options.dry_run:
-        from mim_jax.dry_run import dry_run
-
-        print(config)
-        dry_run(experiment, topology=options.topology)
         return
     distributed.initialize()
     if distributed.is_joined():
@@ -66,11 +57,12 @@ def run(arguments: list[str], stop: Stop) -> None:
 
     workdir = options.workdir or default_workdir(options.config)
     with peers.together(stop):
-        trainer = Trainer(experiment, workdir)
+        trainer = Trainer(experiment, workdir, extend=options.extend)
         stop.kept = trainer.kept
         with work_directory.locked(workdir):
             if not trainer.finished:  # what is written down is what was run
-                work_directory.claim(workdir, experiment, after_step=trainer.found.step or 0)
+                step = trainer.found.step or 0
+                work_directory.claim(workdir, experiment, after_step=step, extend=options.extend)
             if distributed.is_main() and not trainer.finished:
                 print(summary(trainer, spec=options.config), flush=True)
             trainer.train(stop)
@@ -93,17 +85,13 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str
     parser.add_argument('-h', '--help', nargs='?', const='', metavar='SECTION', help='this text')
     parser.add_argument('--config', required=True, metavar='FILE.py[:ARGUMENT]')
     parser.add_argument('--workdir', metavar='DIR', help='default: runs/NAME[_ARGUMENT]')
-    parser.add_argument('--dry_run', action='store_true', help='build and compile, train nothing')
     parser.add_argument('--print_config', action='store_true', help='print every field, do nothing')
-    parser.add_argument('--topology', metavar='NAME', help='with --dry_run: a TPU slice, v5e:4x4')
+    parser.add_argument('--extend', action='store_true', help='with more steps: lengthen the run')
     options, rest = parser.parse_known_args(arguments)
     if options.help is not None:
         _print_help(parser, options.help)
         raise SystemExit(0)
-    assignments = configs.assignments(rest)
-    if options.topology and not options.dry_run:
-        raise UserError('--topology only compiles; use it together with --dry_run.')
-    return options, assignments
+    return options, configs.assignments(rest)
 
 
 def _print_help(parser: argparse.ArgumentParser, section: str) -> None:

@@ -39,9 +39,13 @@ class HeatMap:
 
 @flax.struct.dataclass
 class Groups:
-    """Groups of patches [B,N] int32: patches of one number belong together."""
+    """Groups of patches [B,N] int32: patches of one number belong together.
+
+    protected: [B] int32, the patch that a grouping lets join no other (None: there is none).
+    """
 
     values: jax.Array
+    protected: jax.Array | None = None
     title: str | None = flax.struct.field(pytree_node=False, default=None)  # None: their number
 
 

@@ -70,7 +70,9 @@ class Program:
         """The jitted step, traced; `.lower().compile()` is (state, batch) -> (state, metrics)."""
         place = jax.tree.map(lambda x: x.sharding, self.abstract_state)
         step = jax.jit(
-            self.step, donate_argnums=0, out_shardings=(place, sharding.replicated(self.mesh))
+            sharding.on_mesh(self.step, self.mesh),
+            donate_argnums=0,
+            out_shardings=(place, sharding.replicated(self.mesh)),
         )
         return step.trace(self.abstract_state, self.abstract_batch)
 

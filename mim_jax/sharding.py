@@ -6,8 +6,10 @@ they are large enough, and replicated otherwise.
 """
 
 import dataclasses
+import functools
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -114,6 +116,31 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, BATCH)
+
+
+def on_mesh(function: Callable, mesh: Mesh) -> Callable:
+    """`function`, to be jitted, with a mesh that `over_batch` knows of."""
+
+    @functools.wraps(function)
+    def called(*arguments: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*arguments)
+
+    return called
+
+
+def over_batch(x: jax.Array) -> jax.Array:
+    """x [B, ...] split over the batch axes of the mesh (see `on_mesh`), as it is without one.
+
+    Left to itself the compiler lets a layer's results follow its parameters: split over `fsdp`, and
+    summed or gathered after every product, where it is the parameters, being smaller, that should
+    travel.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or x.shape[0] % (mesh.shape['data'] * mesh.shape['fsdp']):
+        return x  # no mesh, or no batch of a run: shapes of an initialisation
+    rest = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*BATCH, *rest))
 
 
 def path_name(path: tuple) -> str:

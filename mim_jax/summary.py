@@ -1,6 +1,7 @@
 """What a run is, in about ten lines: what a person sees before the first step."""
 
 import math
+import textwrap
 from typing import Any
 
 import jax
@@ -23,7 +24,21 @@ def summary(trainer: Trainer, *, spec: str) -> str:
         ('workdir', f'{trainer.workdir} (config.json has every field)'),
         ('starts', _starts(trainer)),
     ]
-    return '\n'.join(f'{name:<8} {text}' for name, text in rows)
+    if note := getattr(trainer.source, 'note', None):
+        rows.insert(3, ('', note))  # more of the data
+    return '\n'.join(_row(name, text) for name, text in rows)
+
+
+def _row(name: str, text: str) -> str:
+    """One line, or several where it would be wider than a terminal's 80 columns."""
+    return textwrap.fill(
+        text,
+        79,
+        initial_indent=f'{name:<8} ',
+        subsequent_indent=' ' * 9,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _name(objective: Any) -> str:

@@ -11,7 +11,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from mim_jax import checkpoints, data, fingerprints, sharding, work_directory
+from mim_jax import (
+    assembly,
+    checkpoints,
+    data,
+    fingerprints,
+    provenance,
+    sharding,
+    wandb_writer,
+    work_directory,
+)
 from mim_jax.errors import UserError
 from mim_jax.evaluation import Evaluation
 from mim_jax.experiment import Experiment
@@ -31,13 +40,14 @@ class Trainer:
     """One run in one work directory.
 
     Building one reads what the run needs and so finds every mistake of the config before anything
-    is written; `train` does the rest.
+    is written; `train` does the rest. extend: the run may become longer than it was.
     """
 
-    def __init__(self, run: Experiment, workdir: str | Path):
+    def __init__(self, run: Experiment, workdir: str | Path, *, extend: bool = False):
         self.run = run
         self.workdir = Path(workdir)
-        work_directory.check(workdir, run)
+        work_directory.check(workdir, run, extend=extend)
+        wandb_writer.check(run.log.wandb)
         self.found = checkpoints.find_together(workdir)
         self.source = data.make_source(run.data, split=run.data.split)
         self.program = Program.make(run, epoch_examples=len(self.source), fields=self.source.fields)
@@ -57,11 +67,22 @@ class Trainer:
         self._pictured = None  # the batch of every picture of this run
         clock = self.program.clock
         self.total = clock.total_steps
+        if extend:
+            self._check_longer()
         self.every = {
             'evaluate': clock.steps(run.eval, 'every', path='eval'),
             'draw': clock.steps(run.log, 'pictures_every', path='log'),
             'save': clock.steps(run.checkpoint, 'every', path='checkpoint'),
         }
+
+    def _check_longer(self) -> None:
+        before = work_directory.completed(self.workdir, self.run)
+        steps = assembly.make_clock(before, len(self.source)).total_steps
+        if self.total < steps:
+            raise UserError(
+                f'--extend: {self.workdir} is a run of {steps} steps, and train.total_* makes '
+                f'{self.total}; give more.'
+            )
 
     @property
     def finished(self) -> bool:
@@ -93,11 +114,18 @@ class Trainer:
         Raises UserError when the loss is no longer finite, or nothing can be saved.
         """
         stop = stop or Stop()
+        self.made_by = provenance.record(
+            work_directory.as_dict(self.run),
+            total_steps=self.total,
+            # A run that resumes has not read again what it began with.
+            fingerprints={**fingerprints.recorded(self.workdir), **self.fingerprints},
+        )
         self.checkpoints = checkpoints.Checkpoints(
             self.workdir,
             self.run.checkpoint,
             self.program.clock,
             damaged=self.found.damaged,
+            made_by=self.made_by,
         )
         self.done = first = self.checkpoints.latest_step or 0
         self.logger = Logger(
@@ -262,6 +290,9 @@ class Trainer:
         state, data_state = self.checkpoints.restore(self.program.restorable(), step=step)
         batches.set_state(data_state)
         self.logger.message(f'{self.workdir}: resuming after step {step} of {self.total}.')
+        before = provenance.read(checkpoints.directory(self.workdir) / str(step))
+        for line in provenance.news(before, self.made_by):
+            self.logger.message(line)
         return state.replace(variables={**self.pretrained, **state.variables}), batches
 
     def _compile(self) -> Any:
@@ -321,6 +352,7 @@ class Trainer:
             step=self.done,
             seed=self.run.seed,
             mesh=self.program.mesh,
+            run=self.workdir.resolve().name,
         )
         if jax.process_index() == 0:
             write(self.workdir / 'pictures', sheets, step=self.done)

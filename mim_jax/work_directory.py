@@ -17,12 +17,8 @@ from absl import logging
 from mim_jax import checkpoints, config, distributed
 from mim_jax.errors import UserError
 from mim_jax.folders import check_folder
+from mim_jax.layout import CHANGES_FILE, CONFIG_FILE, LOCK_FILE, SECTIONS
 from mim_jax.models.vit import ViT
-
-CONFIG_FILE = 'config.json'
-CHANGES_FILE = 'config_changes.jsonl'
-LOCK_FILE = 'lock'
-SECTIONS = ('data', 'objective', 'model')  # some that every run's config has
 
 # What the system says where a disk is full, a quota used up, a file too large, or a device is
 # read-only, broken, or away.
@@ -38,19 +34,21 @@ RESUMABLE = (
     r'(model|objective)\.([^:]*\.)?(scan|remat):',  # of every network that a method has
     r'(objective|init)\.([^:]*\.)?weights: (?!None ).* -> (?!None$)',  # a file may have moved
 )
+# What --extend may change: the schedules are then those of the new length.
+LENGTH = r'train\.total_'
 
 
-def claim(workdir: str | Path, run: Any, *, after_step: int = 0) -> None:
+def claim(workdir: str | Path, run: Any, *, after_step: int = 0, extend: bool = False) -> None:
     """Writes the config of a run (an `Experiment`) into its work directory, or checks that it
     belongs there. Where a run goes on with other values of RESUMABLE, CHANGES_FILE gets a line with
-    these and `after_step`, the checkpoint from which it goes on.
+    these and `after_step`, the checkpoint from which it goes on. extend: see `check`.
 
     Raises UserError as `check` does, and where `workdir` cannot be a directory to write in; nothing
     is written then.
     """
     workdir = Path(workdir)
     check_folder(workdir)
-    changed = check(workdir, run)
+    changed = check(workdir, run, extend=extend)
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         if changed:
@@ -123,9 +121,9 @@ def _locked(workdir: Path) -> Iterator[None]:
             file.truncate(0)
 
 
-def check(workdir: str | Path, run: Any) -> list[str]:
+def check(workdir: str | Path, run: Any, *, extend: bool = False) -> list[str]:
     """The fields in which a run differs from that in a work directory, all of which may (RESUMABLE:
-    they do not alter the numbers of a run).
+    they do not alter the numbers of a run). extend: its length may differ too.
 
     Raises UserError, naming the fields, where the work directory holds a run of another config, or
     checkpoints without one.
@@ -136,18 +134,23 @@ def check(workdir: str | Path, run: Any) -> list[str]:
                 f'--workdir={workdir} has checkpoints but no {CONFIG_FILE}, so that nothing says '
                 'what run they are of: bring it back, or choose another work directory.'
             )
+        if extend:
+            raise UserError(f'--extend: there is no run in --workdir={workdir} to be lengthened.')
         return []
-    changed = config.differences(as_dict(_completed(workdir, run)), as_dict(run))
-    others = [line for line in changed if not any(re.match(p, line) for p in RESUMABLE)]
+    changed = config.differences(as_dict(completed(workdir, run)), as_dict(run))
+    allowed = (*RESUMABLE, LENGTH) if extend else RESUMABLE
+    others = [line for line in changed if not any(re.match(p, line) for p in allowed)]
     if others:
+        longer = all(re.match(LENGTH, line) for line in others)
         raise UserError(
             f'--workdir={workdir} holds a run of another config ({"; ".join(others)}); '
-            'choose another work directory, or set these fields back to resume it.'
+            'choose another work directory, or set these fields back to resume it'
+            + (', or lengthen it on purpose with --extend.' if longer else '.')
         )
     return changed
 
 
-def _completed(workdir: str | Path, run: Any) -> Any:
+def completed(workdir: str | Path, run: Any) -> Any:
     """The config in a work directory as what `run` is, fields of later versions at their defaults.
 
     Raises UserError where this version cannot read it.

@@ -7,9 +7,11 @@ tests that need more devices than there are then fail or skip.
 import os
 import tempfile
 
-# Programs compiled by one test serve another, and nothing is left in the user's own cache.
-_COMPILED = tempfile.TemporaryDirectory(prefix='mim_jax_tests_')
-os.environ['JAX_COMPILATION_CACHE_DIR'] = _COMPILED.name
+# Programs compiled by one test serve another, of every worker of pytest-xdist, and nothing is left
+# in the user's own cache.
+if 'PYTEST_XDIST_WORKER' not in os.environ:
+    _COMPILED = tempfile.TemporaryDirectory(prefix='mim_jax_tests_')
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = _COMPILED.name
 _PLATFORM = os.environ.get('MIM_JAX_TEST_PLATFORM', 'cpu')
 # The programs of the tests are compiled more than they run.
 if _PLATFORM == 'cpu':

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from mim_jax import assembly, config, experiment, main, runs
+from mim_jax import assembly, config, experiment, main, restoring
 from mim_jax.data import image_fields
 
 CONFIGS = Path(__file__).parent.parent / 'configs'
@@ -66,7 +66,7 @@ def test_a_tokenizer_and_beitv2_on_its_codes(train):
     assert values[2]['train/restoration'] < 2 and values[2]['train/codes_used'] <= 1
     weights = f'--config.objective.target.weights={tokenizer}'
     workdir, _ = train('beitv2.py:embedded', weights)
-    _, variables, step = runs.restore_run(workdir)
+    _, variables, step = restoring.restore_run(workdir)
     assert step == 2 and variables['teacher']['codes'].shape == (64, 8)
 
 

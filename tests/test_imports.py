@@ -62,5 +62,5 @@ def test_the_program_is_not_loaded(module):
         [sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split()
     assert 'mim_jax.weights' in loaded
-    program = ('trainer', 'program', 'runs', 'experiment', 'objectives')
+    program = ('trainer', 'program', 'restoring', 'experiment', 'objectives')
     assert not {f'mim_jax.{name}' for name in program} & set(loaded)

@@ -96,7 +96,7 @@ def photos(folder, count=4, size=(32, 32)):
         ('--config.train.accumulation=0', ['train: accumulation = 0']),
         ('--workdri=x', ['--workdri=x', 'unknown argument']),
         ('--config.data.batch_size', ['a value is missing']),
-        ('--topology=v5e:4x4', ['together with --dry_run']),
+        ('--extend', ['--extend: there is no run in --workdir=work']),
     ],
 )
 def test_mistyped_arguments(refused, argument, said):
@@ -128,7 +128,10 @@ def test_missing_teacher_file(refused):
     refused(
         '--config.objective.target.weights=gone.safetensors',
         config='tiny.py:dtm',
-        said=['config.objective.target.weights', 'gone.safetensors', 'mim_jax.weights'],
+        said=[
+            'config.objective.target.weights: gone.safetensors does not exist: '
+            '`python -m mim_jax.weights import'
+        ],
     )
     refused(config='tiny.py:dtm', said=['config.objective.target.weights is not set'])
 
@@ -309,25 +312,6 @@ def test_the_whole_config_is_printed_where_it_is_asked_for(run, capfd):
     printed = capfd.readouterr().out
     assert 'seed: 7' in printed and 'weight_decay: 0.05' in printed
     assert not Path('runs').exists()
-
-
-def test_dry_run_reads_no_data_and_writes_nothing(run, capfd):
-    before = snapshot(Path('.'))
-    status = main.main(
-        [
-            '--config=tiny.py:dtm',
-            '--dry_run',
-            '--config.data.source.name=tfds',
-            '--config.data.source.dataset=not_there',
-            '--config.mesh.fsdp=4',
-        ]
-    )
-    out = capfd.readouterr().out
-    assert status == 0
-    assert 'encoder/patch_embed/kernel' in out
-    assert 'memory per device' in out
-    assert 'data 1, fsdp 4, tensor 1' in out
-    assert snapshot(Path('.')) == before
 
 
 def test_as_a_real_command(tmp_path):

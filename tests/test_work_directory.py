@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from mim_jax import runs, work_directory
+from mim_jax import restoring, work_directory
 from mim_jax.checkpoints import CheckpointConfig
 from mim_jax.errors import UserError
 from mim_jax.experiment import Experiment, TrainConfig
@@ -20,7 +20,7 @@ def test_a_claimed_directory_says_its_run(tmp_path):
     workdir = tmp_path / 'deep' / 'work'
     work_directory.claim(workdir, Experiment(seed=5))
     work_directory.claim(workdir, Experiment(seed=5))
-    assert runs.read_config(workdir) == Experiment(seed=5)
+    assert restoring.read_config(workdir) == Experiment(seed=5)
     with pytest.raises(UserError, match='seed: 5 -> 6'):
         work_directory.claim(workdir, Experiment(seed=6))
 
@@ -38,7 +38,7 @@ def test_a_config_that_is_not_of_a_run(content, tmp_path):
     path = tmp_path / work_directory.CONFIG_FILE
     path.write_text(content)
     for read in (
-        runs.read_config,
+        restoring.read_config,
         work_directory.load_encoder,
         lambda workdir: work_directory.claim(workdir, Experiment()),
     ):
@@ -51,7 +51,7 @@ def test_a_damaged_config(tmp_path):
     for content in (b'{"seed": 1', b'\xff\xfe'):
         (tmp_path / work_directory.CONFIG_FILE).write_bytes(content)
         with pytest.raises(UserError, match='config.json cannot be read'):
-            runs.read_config(tmp_path)
+            restoring.read_config(tmp_path)
 
 
 def test_fields_of_later_versions_are_at_their_defaults(tmp_path):
@@ -86,7 +86,7 @@ def test_what_a_run_goes_on_with_is_recorded(tmp_path):
     work_directory.claim(tmp_path, later, after_step=8)
     (line,) = (tmp_path / work_directory.CHANGES_FILE).read_text().splitlines()
     assert json.loads(line) == {'after_step': 7, 'changed': ['checkpoint.keep: 2 -> 5']}
-    assert runs.read_config(tmp_path) == later
+    assert restoring.read_config(tmp_path) == later
 
 
 def test_checkpoints_without_a_config_are_of_no_run(tmp_path):

@@ -9,7 +9,9 @@ import numpy as np
 
 from mim_jax.data.decode import CorruptImage
 from mim_jax.data.fields import Field, image_fields, label_field
+from mim_jax.data.holdout import held_out
 from mim_jax.errors import UserError
+from mim_jax.ranges import Fraction, Seed
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.gif', '.tif', '.tiff', '.ppm', '.pgm')
 # Names under which the parts of a set are found, in the order of preference.
@@ -40,6 +42,10 @@ class Folder:
       a grey PNG of one number per pixel; it is the field `map`.
     map_classes: the classes are 0..map_classes-1, and 255 stands for no class; None: not known.
     reduce_zero_label: in the files 0 stands for no class and k for class k - 1, as in ADE20K.
+    holdout: share of the images of every class that are held out as the evaluation split where
+      `path` has no sub-folders for splits, unless data.eval_split is none; see
+      `mim_jax.data.holdout`.
+    holdout_seed: another number holds out others.
     """
 
     path: str | None = None
@@ -47,6 +53,8 @@ class Folder:
     map_path: str | None = None
     map_classes: int | None = None
     reduce_zero_label: bool = False
+    holdout: Fraction = 0.1
+    holdout_seed: Seed = 0
 
     def __post_init__(self):
         if self.reduce_zero_label and not self.map_classes:
@@ -59,7 +67,8 @@ class Folder:
                 'config.data.source.path is not set: give the folder that holds the images, one '
                 'sub-folder per class or all in one'
             )
-        return ImageFolder(self, split=split)
+        evaluated = data.eval_split not in (None, data.split)
+        return ImageFolder(self, split=split, holdout=self.holdout if evaluated else 0)
 
     def assumed_fields(self):
         """Those that the section brings, and a label of as many classes as ImageNet has."""
@@ -79,20 +88,24 @@ class ImageFolder:
     With class sub-folders (`path/dog/0.jpg`, also deeper) the label is the sub-folder's place in
     the sorted list of sub-folders; without any, the images in the folder itself have no label.
     Where `path` has a sub-folder for the split (train, test, val, validation), that one is read,
-    and class numbers are those of `train`.
+    and class numbers are those of `train`. Where it has none for any split, `holdout` of the
+    images of its classes are the evaluation split and the others are `train`; `note` says so.
 
     Args:
       section: a `Folder`.
       split: name of the part.
+      holdout: share of the images, 0: all are `train`.
 
     Raises:
       UserError: the folder is missing, has no images, images beside its class folders, no part of
         the split's name, classes that `train` does not have, or an image without its counterpart.
     """
 
-    def __init__(self, section, *, split):
+    note = None
+
+    def __init__(self, section, *, split, holdout=0):
         path = _existing(section.path, 'path', 'the images')
-        self.root = _split_folder(path, split)
+        self.root = _split_folder(path, split, undivided=holdout > 0)
         training = os.path.join(path, 'train')
         classes = class_names(training if os.path.isdir(training) else self.root)
         names, labels, empty = [], [], []
@@ -130,17 +143,39 @@ class ImageFolder:
         if section.pairs:
             first = _first_of_pairs(names, self.root)
             names, labels = [names[i] for i in first], labels[first] if len(labels) else labels
+        labels = None if flat else labels
+        if flat and self.root == path and split != 'train':
+            raise _no_split(path, split, field='path')
+        if holdout and not flat and self.root == path:
+            held = held_out(names, labels, share=holdout, seed=section.holdout_seed)
+            names, labels = self._divided(names, labels, held, split=split, holdout=holdout)
         self.classes = None if flat else classes
         label = () if flat else (label_field(len(classes), classes),)
         self.fields = (*image_fields(), *label, *section.extra_fields())
-        self._labels = None if flat else labels
+        self._labels = labels
         self._names = _Strings(names)
         self._pairs = section.pairs
         self._maps = None
         if section.map_path is not None:
             map_path = _existing(section.map_path, 'map_path', "the images' maps")
-            self._map_root = _split_folder(map_path, split, field='map_path')
+            undivided = self.note is not None
+            self._map_root = _split_folder(map_path, split, field='map_path', undivided=undivided)
             self._maps = _Strings(_maps_of(names, self._map_root))
+
+    def _divided(self, names, labels, held, *, split, holdout):
+        """Names and labels of the split, of those that are `held` out and the others."""
+        if not held.any():
+            raise UserError(
+                f'config.data.source.holdout = {holdout:g}: {self.root} has no class of two images '
+                'or more, of which one could be held out for evaluation; set '
+                'config.data.eval_split=none'
+            )
+        self.note = (
+            f'evaluated on {held.sum():,} of {len(held):,} images held out '
+            f'(data.source.holdout={holdout:g})'
+        )
+        kept = np.flatnonzero(held != (split == 'train'))
+        return [names[i] for i in kept], labels if labels is None else labels[kept]
 
     def __len__(self):
         return len(self._names)
@@ -263,19 +298,25 @@ def _maps_of(names, root):
     return [found[stem] for stem in stems]
 
 
-def _split_folder(path, split, *, field='path'):
+def _split_folder(path, split, *, field='path', undivided=False):
+    """The folder of a split; `path` itself where it has none for any, of `train`, or of all splits
+    if these are told apart otherwise (`undivided`).
+    """
     for name in SPLIT_NAMES.get(split, (split,)):
         if os.path.isdir(os.path.join(path, name)):
             return os.path.join(path, name)
-    others = [n for n in SPLIT_NAMES if os.path.isdir(os.path.join(path, n))]
-    if others or split != 'train':
-        expected = ', '.join(SPLIT_NAMES.get(split, (split,)))
-        raise UserError(
-            f'config.data.source.{field}: {path} has no sub-folder for the split {split!r}: '
-            f'expected one of {expected} (without evaluation images, set '
-            f'config.data.eval_split=none)'
-        )
+    divided = any(os.path.isdir(os.path.join(path, name)) for name in SPLIT_NAMES)
+    if divided or not (split == 'train' or undivided and split in SPLIT_NAMES):
+        raise _no_split(path, split, field=field)
     return path
+
+
+def _no_split(path, split, *, field):
+    expected = ', '.join(SPLIT_NAMES.get(split, (split,)))
+    return UserError(
+        f'config.data.source.{field}: {path} has no sub-folder for the split {split!r}: '
+        f'expected one of {expected} (without evaluation images, set config.data.eval_split=none)'
+    )
 
 
 def class_names(root):

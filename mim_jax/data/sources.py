@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 # and has
 #   open(data, *, split) -> Source, where `data` is the whole DataConfig; a UserError says what is
 #     not there, where, and how to bring it;
-#   assumed_fields() -> the fields that a dry run takes for granted, told by the section alone.
+#   assumed_fields() -> the fields that preflight takes for granted, told by the section alone.
 SOURCES = {'embedded': Embedded, 'folder': Folder, 'tfds': Tfds}
 
 
@@ -28,7 +28,8 @@ class Source(Protocol):
     Either raises `mim_jax.data.decode.CorruptImage` for what cannot be read.
 
     It may have `fingerprint()`, a text that changes where items do, as far as that can be told
-    without reading them: a run that is resumed on other items is refused.
+    without reading them: a run that is resumed on other items is refused. And `note`, a line for
+    the start of a run on what became of the items, or None.
     """
 
     fields: tuple[Field, ...]

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mim_jax import checkpoints, data, experiment, runs, sharding
+from mim_jax import checkpoints, data, experiment, restoring, sharding
 from mim_jax import config as configs
 from mim_jax.errors import UserError
 from mim_jax.evaluation import Evaluation
@@ -78,6 +78,7 @@ class Subject:
             step=self.steps[-1],
             seed=run.seed,
             mesh=self.program.mesh,
+            run=Path(self.name).resolve().name,
         )
 
     def _placed(self, step: int) -> Variables:
@@ -99,7 +100,7 @@ def of_workdir(workdir: str, assignments: Assignments, *, steps: str | None) -> 
 
     Raises UserError where there is no run, no such checkpoint, or its data is gone.
     """
-    written = configs.written(runs.read_config(workdir))
+    written = configs.written(restoring.read_config(workdir))
     run = experiment.from_config(configs.override(written, Experiment, assignments))
     chosen = _steps(workdir, steps)
 

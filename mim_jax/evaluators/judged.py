@@ -69,7 +69,9 @@ class Judged:
     def jit(self, name: str, function: Callable) -> Callable:
         """`function` jitted with replicated results, once for all evaluations of a run, by name."""
         if name not in self.compiled:
-            self.compiled[name] = jax.jit(function, out_shardings=sharding.replicated(self.mesh))
+            place = sharding.replicated(self.mesh)
+            function = sharding.on_mesh(function, self.mesh)
+            self.compiled[name] = jax.jit(function, out_shardings=place)
         return self.compiled[name]
 
     def total(self, sums: Any) -> Any:

@@ -187,7 +187,7 @@ def _logits(judged: Judged, windows: list, size: tuple[int, int], count: int) ->
             return judged.objective.pixel_logits(variables, images.astype('float32') / 255)
 
         place = sharding.batch_sharding(judged.mesh)
-        judged.compiled[name] = jax.jit(logits, out_shardings=place)
+        judged.compiled[name] = jax.jit(sharding.on_mesh(logits, judged.mesh), out_shardings=place)
     rows = judged.compiled[name](judged.variables, judged.put({'images': images})['images'])
     # Of the rows that lie here; those along a mesh axis that does not split them are the same.
     shards = {shard.index[0].start or 0: shard.data for shard in rows.addressable_shards}

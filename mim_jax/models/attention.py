@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from mim_jax.models.initializers import kernel_init
 from mim_jax.models.tokenwise import Linear
+from mim_jax.sharding import over_batch
 
 QKV_BIASES = ('all', 'qv', 'none')
 
@@ -29,7 +30,7 @@ class QKV(nn.Module):
         width = x.shape[-1]
         shape = (width, 3, self.heads, width // self.heads)
         kernel = self.param('kernel', kernel_init(self.initialization), shape).astype(self.dtype)
-        qkv = jnp.einsum('bsd,dthk->bsthk', x, kernel)
+        qkv = over_batch(jnp.einsum('bsd,dthk->bsthk', x, kernel))
         if self.bias != 'none':
             rows = {'all': 3, 'qv': 2}[self.bias]
             bias = self.param('bias', nn.initializers.zeros, (rows, *shape[2:]))

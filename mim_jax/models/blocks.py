@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from mim_jax.models.attention import Attention, CrossAttention, attention_weights
 from mim_jax.models.tokenwise import MLP, layer_norm
+from mim_jax.sharding import over_batch
 
 REMAT_POLICIES = {
     'full': None,
@@ -60,7 +61,7 @@ class PreNormBlock(nn.Module):
             y *= scale.astype(self.dtype)
         if keep is not None:
             y *= keep[branch - 1][:, None, None].astype(self.dtype)
-        return x + y
+        return over_batch(x + y)
 
 
 class Block(PreNormBlock):

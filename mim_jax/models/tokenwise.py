@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 
 from mim_jax.models.initializers import kernel_init
+from mim_jax.sharding import over_batch
 
 ACTIVATIONS = {
     'gelu': functools.partial(jax.nn.gelu, approximate=False),
@@ -53,7 +54,7 @@ class Linear(nn.Module):
         )
         if self.bias:
             y += self.param('bias', nn.initializers.zeros, self.features).astype(self.dtype)
-        return y
+        return over_batch(y)
 
 
 class MLP(nn.Module):

@@ -199,9 +199,11 @@ class Morphing:
         if self.schedule == 'none':
             return []
         groups, titles = self.examples(target, **given)
+        first = jnp.zeros(target.shape[0], jnp.int32) if self.grouping.protected else None
         if places is not None:
             groups = [placed(found, places, num_tokens=num_tokens) for found in groups]
-        return [Groups(found, title=title) for found, title in zip(groups, titles, strict=True)]
+            first = places[:, 0] if self.grouping.protected else None
+        return [Groups(x, first, title) for x, title in zip(groups, titles, strict=True)]
 
     def _grouped(self, key, target, keys, **given):
         if keys is None:

@@ -145,6 +145,6 @@ class HPM(MAE):
         hardness = [
             panels.HeatMap(self.whole_scores(variables, images), title='predicted to be hard'),
             panels.Mask(mask),
-            panels.HeatMap(losses, title='loss where hidden'),
+            panels.HeatMap(losses, title='loss where hidden, else black'),
         ]
         return {**super().pictures(variables, batch, key, step), 'hardness': hardness}

@@ -26,7 +26,7 @@ from mim_jax.evaluators import EvenlySpaced
 from mim_jax.folders import check_folder
 from mim_jax.models.patches import patch_grid
 from mim_jax.pilot_study import classes, figures, report, study
-from mim_jax.visualize import pictures
+from mim_jax.visualize import layout, pictures
 from mim_jax.visualize.draw import write_png
 
 BATCH_SIZE = 64
@@ -216,7 +216,7 @@ def picture(see, classifiers, source, config, *, grid, by_text, num_tokens, num_
         for title, which in seen.items():
             probabilities = np.asarray(jax.nn.softmax(judge[which](both[which])))
             panels[f'{name}, {title}'] = report.shade(images, probabilities, labels, grid=grid)
-    return pictures.sheet(list(panels.values()), titles=list(panels))
+    return layout.sheet(list(panels.values()), titles=list(panels), legend=report.legend())
 
 
 def _grid(image_size, loaded):

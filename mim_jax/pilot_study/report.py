@@ -2,10 +2,11 @@
 
 import numpy as np
 
-from mim_jax.visualize import pictures
+from mim_jax.visualize import layout, pictures
 
-RIGHT = (0.05, 0.65, 0.25)
-WRONG = (0.85, 0.10, 0.10)
+# Blue and vermilion of Okabe and Ito: red-green blind readers tell them apart.
+RIGHT = (0.0, 0.447, 0.698)
+WRONG = (0.835, 0.369, 0.0)
 # How much of the photo a certain prediction covers.
 OPACITY = 0.8
 
@@ -61,8 +62,8 @@ def table(found: dict[str, dict[str, float]], *, num_tokens: int, num_groups: in
 def shade(
     images: np.ndarray, probabilities: np.ndarray, labels: np.ndarray, *, grid: tuple[int, int]
 ) -> np.ndarray:
-    """The images in grey under their tokens' predictions: green where a token says the image's
-    class and red where it says another, the stronger the surer; float32 [B,H,W,3].
+    """The images in grey under their tokens' predictions: RIGHT where a token says the image's
+    class and WRONG where it says another, the stronger the surer; float32 [B,H,W,3].
 
     probabilities: [B,N,C]. Plain grey stays where no class has more than 1 / C.
     """
@@ -76,3 +77,9 @@ def shade(
     color = pictures.to_pixels(color, grid=grid, size=size)
     grey = photo @ np.float32((0.299, 0.587, 0.114))
     return ((1 - cover) * grey[..., None] + cover * color).astype(np.float32)
+
+
+def legend() -> list[layout.Key]:
+    """What the colours of `shade` mean."""
+    texts = {'the right class': RIGHT, 'another class': WRONG, 'unsure': (0.5, 0.5, 0.5)}
+    return [layout.Key(text, np.full((1, 1, 3), color)) for text, color in texts.items()]

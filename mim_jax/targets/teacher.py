@@ -67,14 +67,15 @@ class Teacher(FrozenNetwork):
         """
         field = f'{FIELD}.weights'
         made = (
-            f'a safetensors file in mim_jax naming with {self._described()}, or a work directory; '
-            f'`python -m mim_jax.weights random --config=CONFIG --out=FILE` makes one with random '
-            'weights'
+            f'`python -m mim_jax.weights import FILE_OR_DIR --out={self.weights or "DIR"}` makes '
+            f"one of another project's weights; it names {self._described()}: an import's folder, "
+            'a weight file in mim_jax naming, or a work directory (for a trial, `… random '
+            '--config=CONFIG --out=FILE` makes random weights)'
         )
         if self.weights is None:
-            raise UserError(f'{field} is not set: it names {made}')
+            raise UserError(f'{field} is not set: {made}')
         if not Path(self.weights).exists():
-            raise UserError(f'{field}: {self.weights} does not exist; it names {made}')
+            raise UserError(f'{field}: {self.weights} does not exist: {made}')
         try:
             stated, params = encoders.load_encoder(self.weights)
             normalization = encoders.load_normalization(self.weights)

@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> list[Path]:
 
 def draw_run(arguments: argparse.Namespace) -> list[Path]:
     """The sheets of a work directory."""
-    from mim_jax.runs import restore_run
+    from mim_jax.restoring import restore_run
 
     program, variables, step = restore_run(arguments.workdir, step=arguments.step)
     views = data.eval_views(program.run.data, program.views)
@@ -158,6 +158,7 @@ def draw_run(arguments: argparse.Namespace) -> list[Path]:
         step=step,
         seed=program.run.seed,
         mesh=program.mesh,
+        run=Path(arguments.workdir).resolve().name,
     )
     folder = Path(arguments.workdir) / 'pictures'
     if arguments.images:
@@ -186,7 +187,8 @@ def draw_teacher(arguments: argparse.Namespace) -> list[Path]:
         for i in range(len(files))
     ]
     path = Path(arguments.out or 'runs/pictures') / 'teacher.png'
-    write_png(path, teacher_sheet(loaded, photos))
+    heading = f'teacher {Path(arguments.teacher).resolve().stem}'
+    write_png(path, teacher_sheet(loaded, photos, heading=heading))
     return [path]
 
 

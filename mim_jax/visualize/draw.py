@@ -25,6 +25,7 @@ def draw(
     step: int = 0,
     seed: int = 0,
     mesh: jax.sharding.Mesh | None = None,
+    run: str | None = None,
 ) -> dict[str, np.ndarray]:
     """Named uint8 [H',W',3] sheets of what an objective does to a host batch.
 
@@ -32,9 +33,9 @@ def draw(
     alone, where `views` is None.
 
     All that is random is drawn from `seed` alone, so that sheets of different steps show the same
-    masks on a network that changes. `mesh` is where the variables live; with several processes all
-    of them must call, with the same batch, and all get the sheets. Calls for one objective and
-    batches of one shape compile once.
+    masks on a network that changes; `step` and the name `run` stand above them. `mesh` is where the
+    variables live; with several processes all of them must call, with the same batch, and all get
+    the sheets. Calls for one objective and batches of one shape compile once.
     """
     # Host values: with several processes JAX takes them as the same on each, as they are here.
     if views is None:
@@ -44,7 +45,8 @@ def draw(
     static = {'objective': objective, 'views': tuple(views.items()), 'mesh': mesh}
     seen = jax.device_get(_see(variables, *inputs, **static))
     seen['features'] = seen.pop('features')  # the objective's own sheets come first
-    return render(seen, batch['images'], grid=objective.grid)
+    heading = f'{run}, step {step:,}' if run else f'step {step:,}'
+    return render(seen, batch['images'], grid=objective.grid, heading=heading)
 
 
 def write(folder: str | os.PathLike, sheets: dict[str, np.ndarray], *, step: int) -> list[Path]:

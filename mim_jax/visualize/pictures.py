@@ -5,20 +5,21 @@ Images are float [B,H,W,C] in [0, 1] with 3 channels or 1; everything drawn is f
 divides H and W.
 """
 
-import colorsys
-
 import numpy as np
 
 from mim_jax import panels
+from mim_jax.visualize.layout import Key, enlarge, panel_scale, sheet
+from mim_jax.visualize.palette import distinct, of_components
 
 HIDDEN = (0.52, 0.53, 0.55)
 BORDER = (1.0, 1.0, 1.0)
+PROTECTED = (0.0, 0.0, 0.0)
 
-# How much a group's colour covers the photo below it.
+# How much the colour of a group or a class covers the photo below it.
 OPACITY = 0.72
-
-# Every panel is enlarged, by a whole factor, until its shorter side has about this many pixels.
-PANEL_SIDE = 224
+# Colours that groups get by their place, so that they keep them; more groups get others.
+USUAL = 12
+LUMINANCE = np.float32((0.299, 0.587, 0.114))
 
 
 def to_rgb(images: np.ndarray) -> np.ndarray:
@@ -57,46 +58,64 @@ def composite(
 
 
 def paint_groups(
-    images: np.ndarray, groups: np.ndarray, *, grid: tuple[int, int], scale: int = 1
+    images: np.ndarray,
+    groups: np.ndarray,
+    *,
+    grid: tuple[int, int],
+    scale: int = 1,
+    protected: np.ndarray | None = None,
 ) -> np.ndarray:
     """Groups [B,N] as coloured regions over the images enlarged `scale` times.
 
-    Every group of several patches has one colour, its mean colour in the photo tinted with a hue of
-    its own, and a border; a patch that no other has joined stays the plain photo.
+    Every group of several patches has one colour over the photo in grey, and a border; a patch that
+    no other has joined stays the plain photo. The patch `protected` [B] is framed.
     """
     images = to_rgb(images)
     pixels = enlarge(images, scale=scale)
     size = pixels.shape[1:3]
-    patches = _patch_means(images, grid=grid)
-    colors = np.stack([_group_colors(c, g) for c, g in zip(patches, groups, strict=True)])
+    colors = np.stack([_group_colors(one) for one in np.asarray(groups)])
     merged = np.stack([np.bincount(g)[g] > 1 for g in np.asarray(groups)])
-    painted = np.where(
-        to_pixels(merged, grid=grid, size=size)[..., None],
-        OPACITY * to_pixels(colors, grid=grid, size=size) + (1 - OPACITY) * pixels,
-        pixels,
-    )
+    colors = to_pixels(colors, grid=grid, size=size)
+    merged = to_pixels(merged, grid=grid, size=size)
+    painted = np.where(merged[..., None], _tinted(pixels, colors), pixels)
     thickness = max(1, round(min(size) / 160))
     ids = to_pixels(groups, grid=grid, size=size)
-    border = _borders(ids, to_pixels(merged, grid=grid, size=size), thickness=thickness)
-    return np.where(border[..., None], np.float32(BORDER), painted)
+    border = _borders(ids, merged, thickness=thickness)
+    painted = np.where(border[..., None], np.float32(BORDER), painted)
+    if protected is not None:
+        height, width = size[0] // grid[0], size[1] // grid[1]
+        for picture, patch in zip(painted, protected, strict=True):
+            row, column = divmod(int(patch), grid[1])
+            _frame(picture[row * height :, column * width :][:height, :width], thickness=thickness)
+    return painted
 
 
 def paint_classes(images: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Classes int [B,H,W] in colours over the images of that size; 255, no class, in HIDDEN.
-
-    Class k has the same colour everywhere: hues a golden section apart, three lightnesses in turn.
+    """Classes int [B,H,W] in colours over the images of that size in grey; 255, no class, in
+    HIDDEN. Class k has the same colour everywhere.
     """
-    table = np.tile(np.float32(HIDDEN), (256, 1))
-    for k in range(255):
-        lightness = (0.5, 0.35, 0.65)[k % 3]
-        table[k] = colorsys.hls_to_rgb((0.6 + k * 0.6180339887) % 1, lightness, 0.8)
-    return OPACITY * table[np.asarray(classes)] + (1 - OPACITY) * to_rgb(images)
+    return _tinted(to_rgb(images), class_colors()[np.asarray(classes)])
+
+
+def class_colors() -> np.ndarray:
+    """float32 [256,3]: the colours of all classes, and of none."""
+    return np.concatenate([distinct(255), np.float32([HIDDEN])])
+
+
+def _tinted(images: np.ndarray, colors: np.ndarray) -> np.ndarray:
+    """Colours over images in grey: a photo's own would change what is told apart."""
+    return OPACITY * colors + (1 - OPACITY) * (images @ LUMINANCE)[..., None]
 
 
 def pca_colors(tokens: np.ndarray, *, like: np.ndarray | None = None) -> np.ndarray:
-    """Tokens [B,N,D] as colours float32 [B,N,3]: their first three principal components.
+    """Tokens [B,N,D] as colours float32 [B,N,3]: their `principal_components`."""
+    return of_components(principal_components(tokens, like=like))
 
-    The components are those of all tokens of `like` [...,D] together (None: of `tokens`), so that
+
+def principal_components(tokens: np.ndarray, *, like: np.ndarray | None = None) -> np.ndarray:
+    """The first three principal components [B,N,3] in [0, 1] of tokens [B,N,D].
+
+    They are those of all tokens of `like` [...,D] together (None: of `tokens`), so that
     equal colours mean alike tokens across the images too, and across calls with one `like`. Each is
     stretched to [0, 1] between its 1st and 99th percentile over `like`, and turned so that its
     largest loading is positive.
@@ -110,8 +129,8 @@ def pca_colors(tokens: np.ndarray, *, like: np.ndarray | None = None) -> np.ndar
     axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])
     low, high = np.percentile((like - centre) @ axes, (1, 99), axis=0)
     components = (tokens - centre) @ axes
-    colors = np.clip((components - low) / np.maximum(high - low, 1e-12), 0, 1)
-    return np.pad(colors, ((0, 0), (0, 0), (0, 3 - colors.shape[-1]))).astype(np.float32)
+    components = np.clip((components - low) / np.maximum(high - low, 1e-12), 0, 1)
+    return np.pad(components, ((0, 0), (0, 0), (0, 3 - components.shape[-1])))
 
 
 def resized(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -130,37 +149,28 @@ def on_canvas(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.pad(images, ((0, 0), *around, (0, 0)), constant_values=1)
 
 
-def enlarge(images: np.ndarray, *, scale: int) -> np.ndarray:
-    """[B,H,W,C] to [B,sH,sW,C], every pixel a square."""
-    return np.asarray(images).repeat(scale, axis=1).repeat(scale, axis=2)
-
-
-def panel_scale(height: int, width: int) -> int:
-    """By how much panels of this size are enlarged to be readable."""
-    return max(1, round(PANEL_SIDE / min(height, width)))
-
-
-def _patch_means(images: np.ndarray, *, grid: tuple[int, int]) -> np.ndarray:
-    count, height, width, channels = images.shape
-    h, w = grid
-    shape = (count, h, height // h, w, width // w, channels)
-    return images.reshape(shape).mean(axis=(2, 4)).reshape(count, h * w, channels)
-
-
-def _group_colors(patches: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Colour [N,3] of each patch's group, from the patches' mean colours [N,3] and groups [N]."""
-    groups = np.asarray(groups)
-    colors = np.zeros_like(patches)
-    for group in np.unique(groups):
-        members = groups == group
-        mean = patches[members].mean(axis=0)
-        # The golden ratio spreads the hues; the first member's place keeps a group's hue while the
-        # group grows from one schedule to the next.
-        hue = (np.flatnonzero(members)[0] * 0.6180339887) % 1
-        lightness = np.clip(mean @ (0.299, 0.587, 0.114), 0.3, 0.75)
-        tint = colorsys.hls_to_rgb(hue, lightness, 0.75)
-        colors[members] = 0.4 * mean + 0.6 * np.asarray(tint)
+def _group_colors(groups: np.ndarray) -> np.ndarray:
+    """Colour [N,3] of each patch's group in groups [N]; those of patches alone mean nothing."""
+    _, first, counts = np.unique(groups, return_index=True, return_counts=True)
+    # The first member's place: so a group mostly keeps its colour while it grows from one schedule
+    # to the next.
+    places = sorted(first[counts > 1])
+    table = np.resize(distinct(255), (max(USUAL, len(places)), 3))
+    free, colors = list(range(len(table))), np.zeros((len(groups), 3), np.float32)
+    for place in places:
+        number = place % USUAL if place % USUAL in free else free[0]
+        free.remove(number)
+        colors[groups == groups[place]] = table[number]
     return colors
+
+
+def _frame(patch: np.ndarray, *, thickness: int) -> None:
+    """Draws a frame that is seen on any ground, white around black, into a patch [h,w,3]."""
+    for inset, color in ((0, BORDER), (thickness, PROTECTED)):
+        inner = patch[inset : len(patch) - inset, inset : patch.shape[1] - inset]
+        for axis in (0, 1):
+            side = np.moveaxis(inner, axis, 0)
+            side[:thickness] = side[-thickness:] = color
 
 
 def _borders(ids: np.ndarray, merged: np.ndarray, *, thickness: int) -> np.ndarray:
@@ -180,50 +190,6 @@ def _borders(ids: np.ndarray, merged: np.ndarray, *, thickness: int) -> np.ndarr
     return border
 
 
-def sheet(columns: list[np.ndarray], *, titles: list[str]) -> np.ndarray:
-    """A uint8 [H',W',3] picture with one row per image and titled columns.
-
-    columns: float [B,H,W,3] in [0, 1], all of one B, of sizes that are whole multiples of the
-    smallest; titles: one short text per column.
-    """
-    height, width = np.min([column.shape[1:3] for column in columns], axis=0)
-    scale = max([panel_scale(height, width)] + [c.shape[1] // height for c in columns])
-    height, width = height * scale, width * scale
-    columns = [enlarge(c, scale=height // c.shape[1]) for c in columns]
-    gap = max(4, width // 40)
-    header = _header(titles, width=width, gap=gap)
-    rows, count = len(columns[0]), len(columns)
-    picture = np.ones((rows * (height + gap) + gap, count * (width + gap) + gap, 3), np.float32)
-    for row in range(rows):
-        for column in range(count):
-            top, left = gap + row * (height + gap), gap + column * (width + gap)
-            picture[top : top + height, left : left + width] = columns[column][row]
-    picture = np.round(picture * 255).astype(np.uint8)
-    return np.concatenate([header, picture])
-
-
-def _header(titles: list[str], *, width: int, gap: int) -> np.ndarray:
-    """The titles in one white uint8 strip, each centred over its column and wrapped to it."""
-    import textwrap
-
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    dpi, points = 100, 10.5
-    character = 0.62 * points * dpi / 72  # mean width of a letter of the default font
-    texts = [textwrap.fill(title, max(6, int(width / character))) for title in titles]
-    lines = max(text.count('\n') + 1 for text in texts)
-    height = round((1.35 * lines + 0.5) * points * dpi / 72)
-    full = len(titles) * (width + gap) + gap
-    figure = Figure(figsize=(full / dpi, height / dpi), dpi=dpi, facecolor='white')
-    canvas = FigureCanvasAgg(figure)
-    for column, text in enumerate(texts):
-        x = (gap + column * (width + gap) + width / 2) / full
-        figure.text(x, 0.0, text, ha='center', va='bottom', size=points, color='#222222')
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[:height, :full, :3].copy()
-
-
 def heat_colors(values: np.ndarray) -> np.ndarray:
     """Numbers [B,N] as colours float32 [B,N,3], each image from its least (dark) to its most
     (light); an image of equal numbers is in the middle.
@@ -238,28 +204,41 @@ def heat_colors(values: np.ndarray) -> np.ndarray:
 
 
 def render(
-    sheets: dict[str, list[panels.Panel]], images: np.ndarray, *, grid: tuple[int, int]
+    sheets: dict[str, list[panels.Panel]],
+    images: np.ndarray,
+    *,
+    grid: tuple[int, int],
+    heading: str | None = None,
 ) -> dict[str, np.ndarray]:
     """Draws what an objective's `pictures()` offers as named uint8 sheets, one image per row: the
     input [B,H,W,C], uint8 or in [0, 1], and the panels of the sheet beside it.
 
-    Raises ValueError for what is no panel.
+    heading: what stands above each, before its name. Raises ValueError for what is no panel.
     """
     photo = to_rgb(images)
     drawn = {}
     for name, shown in sheets.items():
-        columns = [('input', photo)]
-        columns += [_column(panel, photo, grid=grid, sheet=name) for panel in shown]
-        titles, values = zip(*columns, strict=True)
-        drawn[name] = sheet(list(values), titles=list(titles))
+        titles, columns, legend = ['input'], [photo], {}
+        for panel in shown:
+            title, column, keys = _column(panel, photo, grid=grid, sheet=name)
+            titles.append(title)
+            columns.append(column)
+            legend |= {key.text: key for key in keys}
+        above = heading and f'{heading}: {name}'
+        drawn[name] = sheet(columns, titles=titles, heading=above, legend=list(legend.values()))
     return drawn
 
 
 def _column(
     panel: panels.Panel, photo: np.ndarray, *, grid: tuple[int, int], sheet: str
-) -> tuple[str, np.ndarray]:
-    """Title and image float [B,H,W,3] of one panel."""
-    size = photo.shape[1:3]
+) -> tuple[str, np.ndarray, list[Key]]:
+    """Title and image float [B,H,W,3] of one panel, and what its colours mean."""
+    if not isinstance(panel, panels.Panel):
+        raise ValueError(
+            f'pictures() gives {type(panel).__name__} in the sheet {sheet!r}, which is none of '
+            'the panels of mim_jax.panels.'
+        )
+    size, title, keys = photo.shape[1:3], panel.title, []
     match panel:
         case panels.Image(values, mask):
             image = resized(to_rgb(values), size)
@@ -268,20 +247,55 @@ def _column(
         case panels.Mask(values, below):
             below = photo if below is None else resized(to_rgb(below), size)
             image = hide(below, values, grid=grid)
-            return panel.title or f'{np.mean(values):.0%} hidden', image
+            title, keys = title or f'{np.mean(values):.0%} hidden', [Key('hidden', _plain(HIDDEN))]
         case panels.HeatMap(values):
             image = to_pixels(heat_colors(values), grid=grid, size=size)
-        case panels.Groups(values):
-            image = paint_groups(photo, values, grid=grid, scale=panel_scale(*size))
+            keys = [Key('from least to most, of each image by itself', _heat_sample())]
+        case panels.Groups(values, protected):
+            options = {'grid': grid, 'scale': panel_scale(*size), 'protected': protected}
+            image = paint_groups(photo, values, **options)
             number = np.mean([len(np.unique(one)) for one in values])
-            return panel.title or f'{number:.0f} groups', image
+            title, keys = title or f'{number:.0f} groups', group_keys(protected is not None)
         case panels.Tokens(values):
             image = to_pixels(pca_colors(values), grid=grid, size=size)
+            keys = [TOKENS_KEY]
         case panels.Classes(values):
-            image = paint_classes(photo, values)
-        case _:
-            raise ValueError(
-                f'pictures() gives {type(panel).__name__} in the sheet {sheet!r}, which is none of '
-                'the panels of mim_jax.panels.'
-            )
-    return panel.title, image
+            image, keys = paint_classes(photo, values), class_keys(values)
+    return title, image, keys
+
+
+TOKENS_KEY = Key(
+    'like colours: alike tokens, in all images of this sheet (their first three principal '
+    'components as lightness, blue to yellow, green to red)'
+)
+
+
+def group_keys(protected: bool) -> list[Key]:
+    """What is seen of groups, and of a patch that joins none."""
+    tile = np.tile(distinct(1)[0], (11, 11, 1))
+    framed = np.ones((11, 11, 3), np.float32) * 0.8
+    _frame(framed, thickness=1)
+    keys = [
+        Key('one colour in an image: one group, bordered in white', tile),
+        Key('plain photo: a patch that no other has joined'),
+    ]
+    why = (
+        'framed: the first token, which never joins a group (morphing.grouping.protect_first), as '
+        "in DTM's code, where a class token once stood there"
+    )
+    return keys + [Key(why, framed)] * protected
+
+
+def class_keys(classes: np.ndarray) -> list[Key]:
+    """The classes that are there, by number."""
+    colors = class_colors()
+    present = np.unique(classes)
+    return [Key('no class' if k == 255 else f'class {k}', _plain(colors[k])) for k in present]
+
+
+def _plain(color: np.ndarray | tuple[float, ...]) -> np.ndarray:
+    return np.tile(np.float32(color), (1, 1, 1))
+
+
+def _heat_sample() -> np.ndarray:
+    return heat_colors(np.arange(22.0)[None])

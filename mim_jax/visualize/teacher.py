@@ -12,7 +12,7 @@ from mim_jax.errors import UserError
 from mim_jax.models.patches import patch_grid
 from mim_jax.morphing import Morphing, morph
 from mim_jax.teachers import Loaded
-from mim_jax.visualize import pictures
+from mim_jax.visualize import layout, pictures
 
 NUM_SCHEDULES = 5
 # Of these schedules the one that morphs the target: strong enough to be seen in its colours.
@@ -50,7 +50,9 @@ def read_photo(
     return resample.resize(photo, size, box=box)
 
 
-def teacher_sheet(loaded: Loaded, photos: list[np.ndarray]) -> np.ndarray:
+def teacher_sheet(
+    loaded: Loaded, photos: list[np.ndarray], *, heading: str | None = None
+) -> np.ndarray:
     """A uint8 sheet with one row per photo uint8 [H,W,C], each of whole patches and of its own
     size: the photo, the teacher's tokens, their groups at NUM_SCHEDULES schedules, morphed tokens.
 
@@ -61,7 +63,7 @@ def teacher_sheet(loaded: Loaded, photos: list[np.ndarray]) -> np.ndarray:
     seen = [jax.device_get(_see(params, p[None], teacher=loaded.teacher)) for p in photos]
     every = np.concatenate([tokens[0] for tokens, _, _ in seen])
     largest = np.max([photo.shape[:2] for photo in photos], axis=0)
-    scale = pictures.panel_scale(*largest)
+    scale = layout.panel_scale(*largest)
     rows = []
     for photo, (tokens, groups, target) in zip(photos, seen, strict=True):
         size = photo.shape[:2]
@@ -71,7 +73,9 @@ def teacher_sheet(loaded: Loaded, photos: list[np.ndarray]) -> np.ndarray:
             for x in (tokens, target)
         )
         image = pictures.to_rgb(photo[None])
-        painted = [pictures.paint_groups(image, g, grid=grid, scale=scale) for g in groups]
+        # The default grouping protects the first token.
+        options = {'grid': grid, 'scale': scale, 'protected': np.zeros(1, int)}
+        painted = [pictures.paint_groups(image, g, **options) for g in groups]
         rows.append(
             [pictures.on_canvas(x, largest) for x in (image, tokens)]
             + [pictures.on_canvas(x, largest * scale) for x in painted]
@@ -82,7 +86,12 @@ def teacher_sheet(loaded: Loaded, photos: list[np.ndarray]) -> np.ndarray:
     left /= np.mean([groups.shape[2] for _, groups, _ in seen])
     titles = [f'groups: {share:.0%} of tokens' for share in left]
     shown = f'morphed target ({left[SHOWN]:.0%})'
-    return pictures.sheet(columns, titles=['photo', "teacher's tokens", *titles, shown])
+    return layout.sheet(
+        columns,
+        titles=['photo', "teacher's tokens", *titles, shown],
+        heading=heading,
+        legend=[*pictures.group_keys(protected=True), pictures.TOKENS_KEY],
+    )
 
 
 @functools.partial(jax.jit, static_argnames='teacher')

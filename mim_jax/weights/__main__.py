@@ -4,18 +4,20 @@
         [--dtype=float16] [--config.any.field=value ...]
     python -m mim_jax.weights import  FILE_OR_DIR --out=DIR [--dtype=float16]
         [--model.heads=6 ...]
-    python -m mim_jax.weights export  --workdir=DIR | --weights=FILE_OR_DIR --out=FILE_OR_DIR
-        [--to=mim_jax|timm|huggingface] [--dtype=float16] [--image_size=224]
+    python -m mim_jax.weights export  --workdir=DIR [--step=N] | --weights=FILE_OR_DIR
+        --out=FILE_OR_DIR [--to=mim_jax|timm|huggingface] [--dtype=float16] [--image_size=224]
     python -m mim_jax.weights inspect FILE_OR_DIR [--model.heads=6 ...]
 
 `random` makes a file of random weights for the config's frozen teacher. `import` reads another
 project's weights (CLIP, DINO, DINOv2, MAE, BEiT, data2vec-vision, DeiT, ViT) into a new folder.
 `export` writes an encoder of ours, of a run or of a file, as a file of ours, or as a folder that
-timm or `transformers` reads. `inspect` says what a file holds, and whether it could be imported.
+timm or `transformers` reads. `inspect` says what a file or a work directory holds, and whether it
+could be imported.
 """
 
 import argparse
 import dataclasses
+import json
 import math
 import sys
 
@@ -54,6 +56,7 @@ def parse(arguments):
     source = two.add_mutually_exclusive_group(required=True)
     source.add_argument('--workdir', metavar='DIR')
     source.add_argument('--weights', metavar='FILE_OR_DIR')
+    two.add_argument('--step', type=int, metavar='N', help='of a work directory (default: newest)')
     two.add_argument('--to', choices=('mim_jax', 'timm', 'huggingface'), default='mim_jax')
     two.add_argument('--image_size', type=image_size, metavar='SIDE|HEIGHT,WIDTH')
     three = commands.add_parser('import', help="another project's weights")
@@ -64,6 +67,8 @@ def parse(arguments):
     four = commands.add_parser('inspect', help='what a file holds')
     four.add_argument('file', metavar='FILE_OR_DIR')
     options, rest = parser.parse_known_args(arguments)
+    if options.command == 'export' and options.weights and options.step is not None:
+        two.error('--step needs --workdir, which has checkpoints.')
     return options, configs.assignments(rest, prefix=SECTIONS.get(options.command, ''))
 
 
@@ -89,11 +94,14 @@ def random(config, out, assignments=(), *, seed=0, dtype='float32'):
 
 
 def export(options):
-    """Writes the encoder of a run's newest checkpoint, or of a file, to `options.out`."""
+    """Writes the encoder of a run's checkpoint, or of a file, to `options.out`."""
     from mim_jax.weights import exporting, huggingface_export, timm_export
 
     given = options.workdir or options.weights
-    encoder = (exporting.of_run if options.workdir else exporting.of_file)(given)
+    if options.workdir:
+        encoder = exporting.of_run(given, step=options.step)
+    else:
+        encoder = exporting.of_file(given)
     if options.image_size:
         encoder = exporting.sized(encoder, options.image_size)
     if options.to == 'mim_jax':
@@ -104,6 +112,8 @@ def export(options):
     held_by, left_out = writer.export(encoder, options.out, dtype=options.dtype)
     without = f', without {", ".join(left_out)}, for which it has no place' if left_out else ''
     print(f'wrote the encoder of {given} to {options.out}, as {held_by}{without}')
+    if options.to == 'huggingface' and huggingface_export.pooler_is_fresh(encoder.model):
+        print('its pooler_output is untrained, for we have no pooler: take last_hidden_state')
 
 
 def image_size(text):
@@ -128,9 +138,12 @@ def import_(source, out, assignments=(), *, dtype='float32'):
 
 def inspect(path, assignments=()) -> str:
     """What the file or folder `path`, ours or another project's, holds, as text."""
+    from mim_jax import layout
     from mim_jax.weights import encoders, importing, native, reading
 
     file = encoders.encoder_file(path)
+    if layout.checkpoints(file).is_dir():
+        return _of_run(file)
     if file.suffix == '.safetensors' and file.is_file():
         tensors, metadata = native.read_header(file)
         if metadata.get('format') == native.FORMAT:
@@ -139,8 +152,25 @@ def inspect(path, assignments=()) -> str:
     return found.report()
 
 
+def _of_run(workdir):
+    """The variables of a run's newest checkpoint, and what its encoder is."""
+    import jax
+
+    from mim_jax import checkpoints, work_directory
+    from mim_jax.weights import native
+
+    config = work_directory.read(workdir)
+    variables, step = checkpoints.abstract_variables(workdir)
+    flat = jax.tree.map(lambda x: (str(x.dtype), x.shape), native.flatten(variables))
+    data = config['data']
+    stated = {name: json.dumps(data.get(name)) for name in ('image_size', 'mean', 'std')}
+    stated |= {'model': json.dumps(config['model']), 'objective': config['objective'].get('name')}
+    saved = checkpoints.saved_steps(workdir)
+    return f'{_listed(flat, stated)}\nstep = {step}, of checkpoints of {saved}'
+
+
 def _listed(tensors, metadata):
-    """Names, dtypes, shapes, size and metadata of a file of ours."""
+    """Names, dtypes, shapes, size and metadata of a file of ours, or the like."""
     rows = [(name, dtype, str(list(shape))) for name, (dtype, shape) in sorted(tensors.items())]
     widths = [max((len(row[i]) for row in rows), default=0) for i in range(2)]
     lines = [f'{n:<{widths[0]}}  {d:<{widths[1]}}  {s}' for n, d, s in rows]

@@ -42,11 +42,13 @@ class Encoder:
         return None if kernel is None else np.shape(kernel['kernel'])[1]
 
 
-def of_run(workdir) -> Encoder:
-    """The encoder of the newest checkpoint of a run. Raises UserError where there is none."""
+def of_run(workdir, *, step=None) -> Encoder:
+    """The encoder of a run's checkpoint, that of `step` or the newest. Raises UserError where there
+    is none.
+    """
     if not Path(workdir).is_dir():
         raise UserError(f'--workdir={workdir}: there is no such directory')
-    model, params = work_directory.load_encoder(workdir)
+    model, params = work_directory.load_encoder(workdir, step=step)
     data = work_directory.section(workdir, 'data')
     known = (tuple(data[name]) for name in ('image_size', 'mean', 'std'))
     return Encoder(model, params, *known)

@@ -55,6 +55,12 @@ def kind_of(model) -> str:
     return 'vit' if model.layer_scale is None else 'dinov2'
 
 
+def pooler_is_fresh(model) -> bool:
+    """Whether `pooler_output` of its class comes out of weights that are no part of ours."""
+    kind = kind_of(model)
+    return kind == 'vit' or (kind == 'beit' and not model.final_norm)
+
+
 def _limits(encoder, kind):
     """(whether it holds, what is asked) of an encoder that is to be written as `kind`."""
     model, grid = encoder.model, encoder.model.grid

@@ -29,7 +29,8 @@ def write(path, value=0, size=(8, 8)):
 
 
 def open_source(path, split='train', **section):
-    return make_source(DataConfig(source=Folder(path=str(path), **section)), split=split)
+    config = DataConfig(source=Folder(path=str(path), **section), eval_split=None)
+    return make_source(config, split=split)
 
 
 def described(source):

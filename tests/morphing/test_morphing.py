@@ -157,6 +157,9 @@ def test_panels_show_groups_of_some_tokens_where_these_are():
         morphing.panels(tokens, places=np.array([[1, 2, 4, 5], [0, 3, 4, 6]]), num_tokens=7),
     )
     assert among.title == alone.title and among.values.shape == (2, 7)
+    assert alone.protected.tolist() == [0, 0] and among.protected.tolist() == [1, 0]
+    free = dataclasses.replace(morphing, grouping=Bipartite(protect_first=False))
+    assert free.panels(tokens)[0].protected is None
     for image, places in enumerate([[1, 2, 4, 5], [0, 3, 4, 6]]):
         groups = [set(np.flatnonzero(row == n)) for row in [among.values[image]] for n in row]
         for place in range(7):

@@ -11,6 +11,10 @@ def make_images(count=2, *, height=8, width=12, channels=3, seed=0):
     return np.random.default_rng(seed).random((count, height, width, channels), np.float32)
 
 
+def grey(image):
+    return (image @ np.float32((0.299, 0.587, 0.114)))[..., None]
+
+
 def patch(image, index, *, grid=GRID):
     """The pixels of one patch, cut out by hand."""
     height, width = image.shape[0] // grid[0], image.shape[1] // grid[1]
@@ -68,7 +72,7 @@ def test_every_merged_group_has_one_colour_of_its_own():
     groups = np.array([[0, 0, 1, 2, 1, 3]])  # two pairs, one of them not contiguous; two singles
     shown = pictures.paint_groups(images, groups, grid=GRID, scale=scale)[0]
     photo = images[0].repeat(scale, axis=0).repeat(scale, axis=1)
-    tint = (shown - (1 - opacity) * photo) / opacity
+    tint = (shown - (1 - opacity) * grey(photo)) / opacity
     inner = (slice(5, -5), slice(5, -5))  # away from the borders
     colors = []
     for group in (0, 1):
@@ -98,19 +102,30 @@ def test_a_group_keeps_its_colour_while_others_merge():
     np.testing.assert_array_equal(patch(few, 0)[inner], patch(more, 0)[inner])
 
 
-def test_pca_colors_tell_clusters_apart():
+def test_many_groups_of_an_image_have_colours_of_their_own():
+    """The most that there can be with one pair in each, in any order of numbers."""
+    grid = (12, 12)
+    numbers = np.random.default_rng(0).permutation(72).repeat(2)[None]
+    shown = pictures.paint_groups(np.zeros((1, 48, 48, 3)), numbers, grid=grid, scale=4)[0]
+    centres = shown[8::16, 8::16].reshape(-1, 3)
+    assert len(np.unique(centres.round(5), axis=0)) == 72
+
+
+def test_principal_components_tell_clusters_apart():
     generator = np.random.default_rng(0)
     centres = generator.normal(size=(3, 16)) * 5
     assigned = generator.integers(3, size=(4, 10))
     tokens = centres[assigned] + 0.01 * generator.normal(size=(4, 10, 16))
-    colors = pictures.pca_colors(tokens.astype(np.float32))
-    assert colors.shape == (4, 10, 3) and colors.min() >= 0 and colors.max() <= 1
-    means = [colors[assigned == c][:, :2].mean(axis=0) for c in range(3)]
+    found = pictures.principal_components(tokens.astype(np.float32))
+    assert found.shape == (4, 10, 3) and found.min() >= 0 and found.max() <= 1
+    means = [found[assigned == c][:, :2].mean(axis=0) for c in range(3)]
     for c in range(3):
-        spread = np.abs(colors[assigned == c][:, :2] - means[c]).max()
+        spread = np.abs(found[assigned == c][:, :2] - means[c]).max()
         others = min(np.abs(means[c] - means[d]).max() for d in range(3) if d != c)
         assert spread < 0.1 * others
-    np.testing.assert_array_equal(colors, pictures.pca_colors(tokens.astype(np.float32)))
+    colors = pictures.pca_colors(tokens)
+    assert colors.dtype == np.float32 and colors.min() >= 0 and colors.max() <= 1
+    np.testing.assert_array_equal(colors, pictures.pca_colors(tokens))
 
 
 def test_pca_colors_of_few_components_and_of_equal_tokens():
@@ -118,47 +133,7 @@ def test_pca_colors_of_few_components_and_of_equal_tokens():
     assert np.isfinite(pictures.pca_colors(np.ones((2, 4, 8)))).all()
 
 
-def test_sheet_has_rows_of_images_under_titles():
-    small = make_images(3, height=32, width=48)
-    sheet = pictures.sheet([small, small * 0], titles=['input', 'nothing'])
-    assert sheet.dtype == np.uint8 and sheet.shape[-1] == 3
-    height, width = 32 * 7, 48 * 7  # enlarged by 224 / 32
-    gap = width // 40
-    assert sheet.shape[1] == 2 * (width + gap) + gap
-    header = sheet.shape[0] - (3 * (height + gap) + gap)
-    assert 15 < header < 60
-    for half in (sheet[:header, : width + gap], sheet[:header, width + gap :]):
-        assert half.min() < 100 and half.max() == 255  # dark letters on white
-    for row in range(3):
-        top = header + gap + row * (height + gap)
-        panel = sheet[top : top + height, gap : gap + width]
-        expected = np.round(small[row] * 255).repeat(7, axis=0).repeat(7, axis=1)
-        np.testing.assert_array_equal(panel, expected)
-        assert not sheet[top : top + height, 2 * gap + width : -gap].any()
-
-
-def test_long_titles_are_wrapped_inside_their_column():
-    panel = make_images(1, height=16, width=16)
-    title = '98 of 196 groups left after seven merging steps'
-    sheet = pictures.sheet([panel, panel], titles=[title, title])
-    header = sheet[: -(16 * 14 + 2 * 5), :, 0]
-    assert (header[:, :3] == 255).all() and (header[:, -3:] == 255).all()
-    middle = header.shape[1] // 2
-    assert (header[:, middle - 2 : middle + 2] == 255).all()
-
-
-def columns_of(sheet, height, width):
-    """The panels of the first row, cut out of a sheet of one row of enlarged images."""
-    scale = pictures.panel_scale(height, width)
-    height, width = height * scale, width * scale
-    gap = max(4, width // 40)
-    row = sheet[-(height + gap) : -gap]
-    count = (sheet.shape[1] - gap) // (width + gap)
-    assert count * (width + gap) + gap == sheet.shape[1]
-    return [row[:, gap + i * (width + gap) :][:, :width][::scale, ::scale] for i in range(count)]
-
-
-def test_a_sheet_has_the_input_and_a_column_for_every_panel():
+def test_a_sheet_has_the_input_and_a_column_for_every_panel(unlaid):
     images, other = make_images(1), make_images(1, seed=1)
     mask = np.array([[1, 0, 0, 0, 1, 1]], bool)
     shown = [
@@ -171,8 +146,9 @@ def test_a_sheet_has_the_input_and_a_column_for_every_panel():
         panels.Tokens(np.eye(6)[None]),
         panels.Classes(np.full((1, 8, 12), 255)),
     ]
-    sheets = pictures.render({'all': shown, 'none': []}, images, grid=GRID)
-    found = columns_of(sheets['all'], 8, 12)
+    sheets = pictures.render({'all': shown, 'none': []}, images, grid=GRID, heading='run, step 7')
+    assert sheets['all'].heading == 'run, step 7: all' and sheets['none'].heading.endswith('none')
+    found = sheets['all'].columns
     expected = [
         images,
         pictures.hide(images, mask, grid=GRID),
@@ -180,22 +156,64 @@ def test_a_sheet_has_the_input_and_a_column_for_every_panel():
         other,
         pictures.composite(images, other, mask, grid=GRID),
         pictures.to_pixels(pictures.heat_colors(np.arange(6.0)[None]), grid=GRID, size=(8, 12)),
-        images,  # a patch alone is the plain photo
+        images.repeat(28, axis=1).repeat(28, axis=2),  # a patch alone is the plain photo
         pictures.to_pixels(pictures.pca_colors(np.eye(6)[None]), grid=GRID, size=(8, 12)),
-        pictures.OPACITY * np.float32(pictures.HIDDEN) + (1 - pictures.OPACITY) * images,
+        pictures.OPACITY * np.float32(pictures.HIDDEN) + (1 - pictures.OPACITY) * grey(images),
     ]
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(one, np.round(other[0] * 255).astype(np.uint8))
-    assert len(columns_of(sheets['none'], 8, 12)) == 1
+        np.testing.assert_allclose(one, other, atol=1e-6)
+    assert len(sheets['none'].columns) == 1 and not sheets['none'].legend
+    texts = [key.text for key in sheets['all'].legend]
+    # Two masks, but one line about what is hidden.
+    assert texts[0] == 'hidden' and len(set(texts)) == len(texts) == 6
+    assert [t for t in texts if 'class' in t] == ['no class']
 
 
-def test_an_image_of_another_size_fills_its_column():
+def test_the_legend_shows_the_colours_that_are_drawn(unlaid):
+    """Of masks, heat maps and classes: every colour of the panel is one of its samples."""
+    images = make_images(1) * 0
+    classes = np.arange(96).reshape(1, 8, 12) % 3
+    shown = {
+        'mask': [panels.Mask(np.ones((1, 6), bool))],
+        'heat': [panels.HeatMap(np.arange(6.0)[None])],
+        'classes': [panels.Classes(classes)],
+    }
+    sheets = pictures.render(shown, images, grid=GRID)
+    assert sheets['mask'].heading is None
+    for name, opacity in (('mask', 1), ('heat', 1), ('classes', pictures.OPACITY)):
+        drawn = sheets[name].columns[1].reshape(-1, 3)
+        samples = np.concatenate([k.sample.reshape(-1, 3) for k in sheets[name].legend])
+        apart = np.linalg.norm(drawn[:, None] - opacity * samples[None], axis=-1).min(axis=1)
+        assert apart.max() < 0.05, name
+    assert [key.text for key in sheets['classes'].legend] == ['class 0', 'class 1', 'class 2']
+
+
+def test_the_protected_patch_is_framed_and_explained(unlaid):
+    images = make_images(2)
+    groups = np.array([[0, 1, 1, 2, 1, 3]] * 2)
+    free = panels.Groups(groups)
+    bound = panels.Groups(groups, protected=np.array([0, 4]))
+    sheets = pictures.render({'free': [free], 'bound': [bound]}, images, grid=GRID)
+    changed = (sheets['free'].columns[1] != sheets['bound'].columns[1]).any(axis=-1)
+    for b, place in enumerate((0, 4)):
+        own = patch(changed[b], place)
+        assert own.any() and own.sum() == changed[b].sum()  # nothing outside of it
+        inner = patch(sheets['bound'].columns[1][b], place)
+        assert (inner[0] == pictures.BORDER).all() and not own[20:-20, 20:-20].any()
+        assert (inner[:, :9] == pictures.PROTECTED).all(axis=-1).any()
+    explained = [key.text for key in sheets['bound'].legend if 'never joins' in key.text]
+    assert len(explained) == 1 and 'protect_first' in explained[0]
+    assert not [key for key in sheets['free'].legend if 'never joins' in key.text]
+
+
+def test_an_image_of_another_size_fills_its_column(unlaid):
     small = np.full((1, 4, 6, 3), 0.5, np.float32)
     hidden = panels.Mask(np.zeros((1, 6), bool), small)
     sheet = pictures.render({'x': [panels.Image(small), hidden]}, make_images(1), grid=GRID)['x']
-    _, *shown = columns_of(sheet, 8, 12)
-    assert len(shown) == 2 and all((column == 128).all() for column in shown)
+    _, *shown = sheet.columns
+    assert [column.shape for column in shown] == [(1, 8, 12, 3)] * 2
+    assert all((column == 0.5).all() for column in shown)
 
 
 def test_what_is_no_panel_is_an_error():
@@ -210,7 +228,7 @@ def test_heat_maps_rise_from_dark_to_light():
     assert np.ptp(grey[1]) == 0
 
 
-def test_colours_like_those_of_other_tokens():
+def test_components_like_those_of_other_tokens():
     from sklearn.decomposition import PCA
 
     rng = np.random.default_rng(0)
@@ -218,7 +236,7 @@ def test_colours_like_those_of_other_tokens():
     model = PCA(3).fit(every)
     components = model.transform(tokens.reshape(-1, 5))
     low, high = np.percentile(model.transform(every), (1, 99), axis=0)
-    colors = pictures.pca_colors(tokens, like=every).reshape(-1, 3)
+    colors = pictures.principal_components(tokens, like=every).reshape(-1, 3)
     for i in range(3):
         up = np.clip((components[:, i] - low[i]) / (high[i] - low[i]), 0, 1)
         best = min(np.abs(colors[:, i] - x).max() for x in (up, 1 - up))  # an axis has no sign

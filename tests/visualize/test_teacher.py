@@ -34,51 +34,45 @@ def halves(height, width, *, left, right):
     return photo
 
 
-def panel(sheet, photos, *, row, column):
+def panel(sheet, *, row, column):
     """The pixels of a panel, and by how much it is enlarged."""
-    height, width = np.max([p.shape[:2] for p in photos], axis=0)
-    scale = round(224 / min(height, width))
-    gap = max(4, width * scale // 40)
-    header = sheet.shape[0] - len(photos) * (height * scale + gap) - gap
-    top = header + gap + row * (height * scale + gap)
-    start = gap + column * (width * scale + gap)
-    return sheet[top : top + height * scale, start : start + width * scale], scale
+    found = sheet.columns[column]
+    return np.round(found[row] * 255), found.shape[1] // 96
 
 
-@pytest.fixture(scope='module')
-def shown():
-    """Two photos of unlike shape and their sheet."""
-    photos = [
-        halves(64, 96, left=(200, 20, 20), right=(20, 20, 200)),
-        halves(96, 64, left=(20, 200, 20), right=(200, 200, 20)),
-    ]
-    return photos, teacher_sheet(LOADED, photos)
+PHOTOS = [
+    halves(64, 96, left=(200, 20, 20), right=(20, 20, 200)),
+    halves(96, 64, left=(20, 200, 20), right=(200, 200, 20)),
+]
 
 
-def test_rows_show_the_photos_in_the_middle(shown):
-    photos, sheet = shown
-    first, scale = panel(sheet, photos, row=0, column=0)  # 64x96 on a canvas of 96x96
-    np.testing.assert_array_equal(first[16 * scale : -16 * scale : scale, ::scale], photos[0])
-    assert (first[: 16 * scale] == 255).all()
-    second, scale = panel(sheet, photos, row=1, column=0)
-    np.testing.assert_array_equal(second[::scale, 16 * scale : -16 * scale : scale], photos[1])
-    assert sheet.shape[1] == 8 * (96 * scale + 4) + 4  # photo, tokens, five schedules, target
+def test_rows_show_the_photos_in_the_middle(unlaid):
+    """Of two photos of unlike shape, on canvases of 96x96."""
+    sheet = teacher_sheet(LOADED, PHOTOS, heading='teacher x')
+    first, _ = panel(sheet, row=0, column=0)
+    np.testing.assert_array_equal(first[16:-16], PHOTOS[0])
+    assert (first[:16] == 255).all()
+    second, _ = panel(sheet, row=1, column=0)
+    np.testing.assert_array_equal(second[:, 16:-16], PHOTOS[1])
+    assert len(sheet.columns) == 8  # photo, tokens, five schedules, target
+    assert sheet.heading == 'teacher x'
+    texts = ' '.join(key.text for key in sheet.legend)
+    assert 'never joins' in texts and 'principal components' in texts
 
 
-def test_tokens_and_target_of_all_photos_share_their_colours(monkeypatch):
-    photos = [np.zeros((64, 96, 3), np.uint8)] * 2
+def test_tokens_and_target_of_all_photos_share_their_colours(unlaid, monkeypatch):
+    photos = [np.zeros((96, 96, 3), np.uint8)] * 2
     rng = np.random.default_rng(0)
-    tokens = rng.normal(size=(2, 1, 96, 6))
-    groups = np.zeros((5, 1, 96), np.int32)
-    order = rng.permutation(96)
+    tokens = rng.normal(size=(2, 1, 144, 6))
+    groups = np.zeros((5, 1, 144), np.int32)
+    order = rng.permutation(144)
     # As if the second photo's target were the first one's tokens in another order.
     seen = iter([(tokens[0], groups, tokens[0]), (tokens[1], groups, tokens[0][:, order])])
     monkeypatch.setattr(pictures_of_teacher, '_see', lambda *_, **__: next(seen))
     sheet = teacher_sheet(LOADED, photos)
-    first, scale = panel(sheet, photos, row=0, column=1)
-    target, _ = panel(sheet, photos, row=1, column=7)
-    step = 8 * scale
-    first, target = (x[::step, ::step].reshape(96, 3) for x in (first, target))
+    first, _ = panel(sheet, row=0, column=1)
+    target, _ = panel(sheet, row=1, column=7)
+    first, target = (x[::8, ::8].reshape(144, 3) for x in (first, target))
     np.testing.assert_array_equal(target, first[order])
     assert len(np.unique(first, axis=0)) > 80
 
@@ -95,14 +89,13 @@ def test_the_target_is_the_mean_over_the_groups_shown():
         np.testing.assert_allclose(target[members], expected, atol=1e-5)
 
 
-def test_more_patches_are_in_groups_from_left_to_right(shown):
-    photos, sheet = shown
-    joined = []
+def test_more_patches_are_in_groups_from_left_to_right(unlaid):
+    sheet, joined = teacher_sheet(LOADED, PHOTOS), []
     for column in range(2, 7):
-        painted, scale = panel(sheet, photos, row=0, column=column)
+        painted, scale = panel(sheet, row=0, column=column)
         centres = painted[(16 + 4) * scale : -16 * scale : 8 * scale, 4 * scale :: 8 * scale]
         assert centres.shape == (8, 12, 3)
-        joined.append((centres != photos[0][4::8, 4::8]).any(axis=-1).sum())
+        joined.append((centres != PHOTOS[0][4::8, 4::8]).any(axis=-1).sum())
     assert joined == sorted(joined) and 20 <= joined[0] < joined[-1]
 
 

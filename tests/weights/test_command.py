@@ -2,9 +2,12 @@
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mim_jax import checkpoints
+from mim_jax.train_step import TrainState
 from mim_jax.weights import encoders, native
 from mim_jax.weights.__main__ import main
 
@@ -70,13 +73,21 @@ def test_a_runs_encoder_goes_out_with_its_size_and_normalisation(tmp_path, monke
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images))['params']
     params = jax.tree.map(lambda s: np.ones(s.shape, s.dtype), shapes)
     data = {'image_size': [24, 32], 'mean': [0.1] * 3, 'std': [0.2] * 3}
-    monkeypatch.setattr(work_directory, 'load_encoder', lambda path: (model, params))
+    steps = []
+
+    def load_encoder(path, *, step=None):
+        steps.append(step)
+        return model, params
+
+    monkeypatch.setattr(work_directory, 'load_encoder', load_encoder)
     monkeypatch.setattr(work_directory, 'section', lambda path, name: {'data': data}[name])
     run = ['export', f'--workdir={tmp_path}']
     assert main([*run, f'--out={tmp_path / "own"}']) == 0
     normalization = encoders.load_normalization(tmp_path / 'own')
     assert normalization == {'mean': (0.1,) * 3, 'std': (0.2,) * 3}
-    assert main([*run, '--to=huggingface', f'--out={tmp_path / "theirs"}']) == 0
+    capsys.readouterr()
+    assert main([*run, '--step=7', '--to=huggingface', f'--out={tmp_path / "theirs"}']) == 0
+    assert steps == [None, 7] and 'its pooler_output is untrained' in capsys.readouterr().out
     config = json.loads((tmp_path / 'theirs' / 'config.json').read_text())
     assert config['image_size'] == [24, 32] and config['architectures'] == ['ViTModel']
     processor = json.loads((tmp_path / 'theirs' / 'preprocessor_config.json').read_text())
@@ -91,3 +102,39 @@ def test_a_runs_encoder_goes_out_with_its_size_and_normalisation(tmp_path, monke
     assert main([*arguments, f'--out={tmp_path / "timm"}', '--image_size=48']) == 0
     config = json.loads((tmp_path / 'timm' / 'config.json').read_text())
     assert config['model_args']['img_size'] == [48, 48]
+
+
+def test_a_step_is_of_a_work_directory(capsys):
+    with pytest.raises(SystemExit):
+        main(['export', '--weights=file', '--out=x', '--step=3'])
+    assert '--step needs --workdir' in capsys.readouterr().err
+
+
+def test_a_work_directory_is_inspected(tmp_path, capsys):
+    config = {
+        'data': {'image_size': [24, 32], 'mean': [0.5], 'std': [0.25]},
+        'model': {'width': 16, 'depth': 1},
+        'objective': {'name': 'mae'},
+    }
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    (tmp_path / 'checkpoints').mkdir()
+    assert main(['inspect', str(tmp_path)]) == 2
+    assert 'there is no checkpoint' in capsys.readouterr().err
+    kept = checkpoints.Checkpoints(tmp_path, checkpoints.CheckpointConfig())
+    kernel = {'encoder': {'kernel': jnp.zeros((2, 3))}, 'bias': jnp.zeros(4, jnp.bfloat16)}
+    for step in (3, 5):
+        kept.save(step, TrainState(jnp.int32(step), {'params': kernel}, {'count': jnp.int32(1)}), 0)
+    kept.close()
+    assert main(['inspect', str(tmp_path)]) == 0
+    lines = [' '.join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        'params/bias bfloat16 [4]',
+        'params/encoder/kernel float32 [2, 3]',
+        '2 tensors, 10 numbers',
+        'image_size = [24, 32]',
+        'mean = [0.5]',
+        'model = {"width": 16, "depth": 1}',
+        'objective = mae',
+        'std = [0.25]',
+        'step = 5, of checkpoints of [3, 5]',
+    ]

@@ -1,0 +1,121 @@
+"""Bytes that chips send one another in one run of a compiled program, from its text (HLO)."""
+
+import collections
+import math
+import re
+from collections.abc import Iterator
+
+KINDS = ('all-gather', 'all-reduce', 'all-to-all', 'collective-permute', 'reduce-scatter')
+
+_COMPUTATION = re.compile(r'^(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+) .*\{$')
+_COLLECTIVE = re.compile(
+    rf'= (?P<result>.*?) (?P<kind>{"|".join(KINDS)})(?P<start>-start)?\(.*?\)(?P<rest>.*)'
+)
+_CALLED = re.compile(r'(?:calls|to_apply|body|\w*computations?)=\{?((?:%[\w.\-]+(?:, )?)+)')
+_ARRAY = re.compile(r'\b([a-z]+\d+|pred)(?:e\d+m\d+\w*)?\[([\d,]*)\]')
+
+
+def sent(text: str) -> dict[str, int]:
+    """Bytes that each chip sends, by kind of collective (of KINDS; those of no bytes left out).
+
+    text: of an optimised program, `compiled.as_text()`.
+
+    A collective among n chips is counted as on a ring: of R bytes of a result, all-gather and
+    all-to-all send (n - 1)/n R, all-reduce twice that, reduce-scatter (n - 1) R, collective-permute
+    R. What is inside a loop counts as often as the loop runs; where that is decided while it runs,
+    once. Of collectives that share a channel, pieces of one, the largest counts.
+    """
+    computations = dict(_computations(text))
+    partitions = re.search(r'num_partitions=(\d+)', text)
+    everyone = int(partitions.group(1)) if partitions else 1
+    entry = next(name for name, (is_entry, _) in computations.items() if is_entry)
+    by_channel: dict[str, tuple[str, float]] = {}
+
+    def walk(name: str, times: int) -> None:
+        for number, line in enumerate(computations[name][1]):
+            found = _COLLECTIVE.search(line)
+            if found:
+                channel = re.search(r'channel_id=(\d+)', line)
+                key = channel.group(1) if channel else f'{name}:{number}'
+                size = times * _sent(found, everyone)
+                by_channel[key] = max(by_channel.get(key, ('', 0.0)), (found['kind'], size))
+                continue
+            repeats = times
+            if ' while(' in line:
+                repeats *= _trip_count(line, computations)
+            for called in _CALLED.findall(line):
+                for inner in re.findall(r'%([\w.\-]+)', called):
+                    walk(inner, repeats)
+
+    walk(entry, 1)
+    total: collections.Counter = collections.Counter()
+    for kind, size in by_channel.values():
+        total[kind] += round(size)
+    return {kind: total[kind] for kind in KINDS if total[kind]}
+
+
+def _computations(text: str) -> Iterator[tuple[str, tuple[bool, list[str]]]]:
+    name, is_entry, lines = None, False, []
+    for line in text.splitlines():
+        if name is None:
+            header = _COMPUTATION.match(line)
+            if header and '->' in line:
+                name, is_entry, lines = header['name'], bool(header['entry']), []
+        elif line == '}':
+            yield name, (is_entry, lines)
+            name = None
+        else:
+            lines.append(line)
+
+
+def _trip_count(line: str, computations: dict[str, tuple[bool, list[str]]]) -> int:
+    """How often a loop runs: as the compiler notes it, or by the constant its counter is compared
+    with; 1 where it is neither.
+    """
+    known = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
+    if known:
+        return int(known.group(1))
+    condition = re.search(r'condition=%([\w.\-]+)', line).group(1)
+    lines = computations[condition][1]
+    root = next(text for text in lines if text.lstrip().startswith('ROOT'))
+    compared = re.search(r' compare\(%[\w.\-]+, %([\w.\-]+)\), direction=LT', root)
+    if compared:
+        constant = re.compile(rf'%{re.escape(compared.group(1))} = s32\[\].* constant\((\d+)\)')
+        for text in lines:
+            if constant.search(text):
+                return int(constant.search(text).group(1))
+    return 1
+
+
+def _sent(found: re.Match, everyone: int) -> float:
+    sizes = [_bytes(*array) for array in _ARRAY.findall(found['result'])]
+    if found['start'] and found['kind'] in ('all-gather', 'collective-permute'):
+        # What such a start gives holds its operands, then its results, then tokens of no size.
+        sizes = [size for size in sizes if size > 4]
+        sizes = sizes[len(sizes) // 2 :]
+    size, n = sum(sizes), _group_size(found['rest'], everyone)
+    if found['kind'] == 'collective-permute':
+        return size
+    if found['kind'] == 'reduce-scatter':
+        return (n - 1) * size
+    return (n - 1) / n * size * (2 if found['kind'] == 'all-reduce' else 1)
+
+
+def _bytes(dtype: str, shape: str) -> int:
+    bits = 8 if dtype == 'pred' else int(re.search(r'\d+', dtype).group())
+    return math.prod(int(size) for size in shape.split(',') if size) * max(bits, 8) // 8
+
+
+def _group_size(rest: str, everyone: int) -> int:
+    """Chips of one group, from any of the ways in which groups are written."""
+    listed = re.search(r'replica_groups=\{\{([\d,]+)\}', rest)
+    if listed:
+        return len(listed.group(1).split(','))
+    iota = re.search(r'replica_groups=\[\d+,(\d+)\]', rest)
+    if iota:
+        return int(iota.group(1))
+    mesh = re.search(r'replica_groups=mesh\[(.*?)\](?:, device_ids=\(.*?\))? \{(.*?)\}', rest)
+    if mesh:
+        axes = dict(re.findall(r"'(\w+)'=(\d+)", mesh.group(1)))
+        return math.prod(int(axes[axis]) for axis in re.findall(r"'(\w+)'", mesh.group(2)))
+    return everyone

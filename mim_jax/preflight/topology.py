@@ -1,0 +1,28 @@
+"""TPU slices that need not be there."""
+
+import os
+from typing import Any
+
+from mim_jax.errors import UserError
+
+
+def devices(name: str, *, slices: int = 1) -> list[Any]:
+    """The devices of TPU slices of a topology such as 'v5e:4x4', for ahead-of-time compilation.
+
+    Raises UserError where the package libtpu is missing or does not know the topology.
+    """
+    from jax.experimental import topologies
+
+    os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
+    options: dict[str, Any] = {'num_slices': slices} if slices > 1 else {}
+    if name.startswith('v4:'):
+        options['chip_config_name'] = 'megacore'  # one device is one chip, as a program finds it
+    try:
+        described = topologies.get_topology_desc(platform='tpu', topology_name=name, **options)
+    except Exception as error:  # libtpu raises whatever it likes
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f'--topology={name}: cannot be described ({reason}); install the package libtpu and '
+            'name a topology such as v5e:4x4.'
+        ) from error
+    return described.devices
