@@ -10,7 +10,10 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import itertools
+import os
+import re
 from collections.abc import Iterable, Iterator
+from logging import LogRecord
 from pathlib import Path
 from typing import Any
 
@@ -116,9 +119,11 @@ class Checkpoints:
         made_by: provenance.Record | None = None,
     ):
         _set_aside(workdir, damaged)
+        logging.get_absl_logger().addFilter(_worth_saying)
         self._sealing = concurrent.futures.ThreadPoolExecutor(max_workers=1)
         self._unsealed = None
         self._workdir = Path(workdir)
+        self._beside = [path for path in self._workdir.glob('*') if path.is_file()]
         self._made_by = made_by
         milestone = clock and clock.steps(config, 'milestone', path='checkpoint')
         self._manager = ocp.CheckpointManager(
@@ -145,6 +150,7 @@ class Checkpoints:
         """
         if step in self._manager.all_steps():
             return
+        self._check_there()
         with self._told():
             self._manager.save(
                 step,
@@ -211,20 +217,61 @@ class Checkpoints:
         if kept and jax.process_index() == 0:
             self._sealing.submit(integrity.seal, directory(self._workdir) / str(step))
 
+    def _check_there(self) -> None:
+        """Orbax makes folders that are missing: the files beside them tell that all is gone."""
+        there = not self._beside or any(path.exists() for path in self._beside)
+        if not there:
+            raise gone(self._workdir)
+        check_there(directory(self._workdir))
+
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
         """One sentence for a save that fails: a full disk, a directory that is gone."""
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:
-            saved = saved_steps(self._workdir)
-            kept = f'the newest whole one is that of step {saved[-1]}' if saved else 'there is none'
-            reason = str(error).strip().splitlines()
+            self._check_there()
             raise UserError(
-                f'{self._workdir}: a checkpoint could not be written '
-                f'({reason[0] if reason else type(error).__name__}); {kept}. Mend the cause and '
-                'start the same command again.'
+                f'{self._workdir}: a checkpoint could not be written ({_reason(error)}); '
+                f'{newest(self._workdir)}. Mend the cause and start the same command again.'
             ) from error
+
+
+def _reason(error: Exception) -> str:
+    """What the system said, of the page that TensorStore makes of it; else its first line."""
+    text = str(error).strip() or type(error).__name__
+    number = re.search(r"os_error_code='(\d+)'", text)
+    return os.strerror(int(number[1])) if number else text.splitlines()[0][:200]
+
+
+def _worth_saying(record: LogRecord) -> bool:
+    """Whether to log a record: not the stack traces of Orbax's threads, whose error is raised
+    again in the main thread, and told in a sentence.
+    """
+    return not (record.exc_info and f'{os.sep}orbax{os.sep}' in record.pathname)
+
+
+def newest(workdir: str | Path) -> str:
+    """What a run has to go on from, a phrase."""
+    steps = saved_steps(workdir)
+    if not steps:
+        return 'there is no checkpoint'
+    return f'the newest whole checkpoint is that of step {steps[-1]}'
+
+
+def check_there(path: Path) -> None:
+    """Raises UserError where a directory that a run writes in is no longer there: writing would
+    bring back a part of it, and the run would seem to be whole.
+    """
+    if not path.is_dir():
+        raise gone(path)
+
+
+def gone(path: Path) -> UserError:
+    return UserError(
+        f'{path} is gone: it was deleted or moved while the run wrote in it, so that the run ends '
+        'here. Bring it back, or start the same command to begin anew.'
+    )
 
 
 def saved_variables(variables: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator
 
@@ -11,6 +12,7 @@ import numpy as np
 from absl import logging
 
 from mim_jax.errors import UserError
+from mim_jax.stopping import end, say
 
 COORDINATOR = 'MIM_JAX_COORDINATOR'
 NUM_PROCESSES = 'MIM_JAX_NUM_PROCESSES'
@@ -41,9 +43,9 @@ def initialize(*, timeout_seconds: int = 300) -> None:
         timeout_seconds: how long to wait for the other processes.
 
     Raises:
-        UserError: the variables contradict each other, or the run could not be joined.  JAX's
-            runtime itself ends the process when the others do not arrive in time, so what can be
-            asked beforehand (is the port free, does process 0 answer) is asked here.
+        UserError: the variables contradict each other, or the run could not be joined.  When the
+            others do not arrive in time the process ends with a sentence, status 2: JAX's runtime
+            would abort it.
     """
     if jax.distributed.is_initialized():
         return
@@ -57,8 +59,11 @@ def initialize(*, timeout_seconds: int = 300) -> None:
     else:
         _check_coordinator(settings, timeout_seconds=timeout_seconds)
         logging.info('Joining the other processes at %s.', settings['coordinator_address'])
+    ending = threading.Timer(timeout_seconds, _end_alone, [timeout_seconds])
+    ending.daemon = True
+    ending.start()
     try:
-        jax.distributed.initialize(initialization_timeout=timeout_seconds, **settings)
+        jax.distributed.initialize(initialization_timeout=timeout_seconds + 60, **settings)
     except Exception as error:  # the runtime, the metadata server and DNS raise unrelated types
         if not settings and isinstance(error, ValueError) and 'coordinator_address' in str(error):
             return  # no cluster was found to take the coordinator's address from
@@ -67,6 +72,16 @@ def initialize(*, timeout_seconds: int = 300) -> None:
             f'The processes of this run could not be joined ({reason.splitlines()[0]}); '
             f'to run this one alone, set {NUM_PROCESSES}=1.'
         ) from error
+    finally:
+        ending.cancel()
+
+
+def _end_alone(seconds: int) -> None:
+    say(
+        f'error: not all processes of this run came within {seconds} s: start the same command on '
+        f'all hosts, see what those that ended say, or set {NUM_PROCESSES}=1 to run this one alone.'
+    )
+    end(2)
 
 
 def is_joined() -> bool:

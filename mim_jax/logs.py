@@ -128,10 +128,10 @@ class Logger:
         moved = supersede(workdir, step=resume_step)
         self._file = open(workdir / METRICS_FILE, 'a', encoding='utf-8')  # noqa: SIM115
         if config.tensorboard:
-            from tensorboardX import SummaryWriter
+            from mim_jax.events import EventFile
 
             purge = None if resume_step is None else resume_step + 1
-            self._events = SummaryWriter(str(workdir / 'tensorboard'), purge_step=purge)
+            self._events = EventFile(workdir / 'tensorboard', purge_step=purge)
             self._events.add_custom_scalars(LAYOUT)
         if config.wandb is not None:
             from mim_jax.wandb_writer import WandbWriter
@@ -150,7 +150,8 @@ class Logger:
         if moved:
             where = 'the start' if resume_step is None else f'step {resume_step}'
             self.message(
-                f'{moved} lines of {METRICS_FILE} after {where} moved to {SUPERSEDED_FILE}'
+                f'{moved} lines of {METRICS_FILE} that come after {where} or cannot be read, moved '
+                f'to {SUPERSEDED_FILE}'
             )
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -166,6 +167,7 @@ class Logger:
         if self._events is not None:
             for name, value in values.items():
                 self._events.add_scalar(name, value, step)
+            self._events.flush()
         if self._wandb is not None:
             self._wandb.scalars(step, values)
         self._show(step, values)
@@ -174,7 +176,7 @@ class Logger:
         """Puts uint8 [H,W,3] pictures under pictures/NAME where pictures can go."""
         if self._events is not None:
             for name, picture in pictures.items():
-                self._events.add_image(f'pictures/{name}', picture, step, dataformats='HWC')
+                self._events.add_image(f'pictures/{name}', picture, step)
             self._events.flush()
         if self._wandb is not None:
             self._wandb.pictures(step, pictures)
@@ -251,7 +253,8 @@ def _parse(line: str) -> dict | None:
         record = json.loads(line)
     except json.JSONDecodeError:
         return None
-    return record if isinstance(record, dict) and 'step' in record else None
+    known = isinstance(record, dict) and isinstance(record.get('step'), int)
+    return record if known else None
 
 
 def peak_flops(device_kind: str) -> float | None:

@@ -40,7 +40,7 @@ def run(arguments: list[str], stop: Stop) -> None:
     options, assignments = parse(arguments)
     _prepare_simulated_devices()
     # Importing JAX and friends takes a second or two; a mistyped option should not wait for it.
-    from mim_jax import distributed, work_directory
+    from mim_jax import distributed, peers, work_directory
     from mim_jax.experiment import Experiment, from_config
 
     config = configs.override(configs.load(options.config), Experiment, assignments)
@@ -56,15 +56,16 @@ def run(arguments: list[str], stop: Stop) -> None:
     from mim_jax.trainer import Trainer
 
     workdir = options.workdir or default_workdir(options.config)
-    trainer = Trainer(experiment, workdir, extend=options.extend)
-    stop.kept = trainer.kept
-    with work_directory.locked(workdir):
-        if not trainer.finished:  # what is written down is what was run
-            step = trainer.found.step or 0
-            work_directory.claim(workdir, experiment, after_step=step, extend=options.extend)
-        if distributed.is_main() and not trainer.finished:
-            print(summary(trainer, spec=options.config), flush=True)
-        trainer.train(stop)
+    with peers.together(stop):
+        trainer = Trainer(experiment, workdir, extend=options.extend)
+        stop.kept = trainer.kept
+        with work_directory.locked(workdir):
+            if not trainer.finished:  # what is written down is what was run
+                step = trainer.found.step or 0
+                work_directory.claim(workdir, experiment, after_step=step, extend=options.extend)
+            if distributed.is_main() and not trainer.finished:
+                print(summary(trainer, spec=options.config), flush=True)
+            trainer.train(stop)
 
 
 def default_workdir(spec: str) -> Path:

@@ -26,10 +26,12 @@ class Stop:
     Python's handlers wait until the compiler, or whatever the main thread is in, returns.
 
     kept: says what would be left of the run if it ended now.
+    parting: is told why before a signal ends the process at once.
     """
 
     def __init__(self) -> None:
         self.kept: Callable[[], str] = lambda: 'this command has changed nothing'
+        self.parting: Callable[[str], None] = lambda why: None
         self.saving = False
         self._number = None
         self._joined = False
@@ -92,7 +94,8 @@ class Stop:
             os.close(reading)
             os.close(writing)
 
-    def _kept(self) -> str:
+    def kept_words(self) -> str:
+        """What `kept` says, however that fares."""
         try:
             return self.kept()
         except Exception:  # the disk is gone, say: the process ends all the same
@@ -108,9 +111,10 @@ class Stop:
                     os.kill(os.getpid(), signal.SIGTERM)
             elif self._number is None and self.saving:
                 self._number = number
-                _say(f'{SIGNALS[number]}: the run saves and ends; once more ends it at once.')
+                say(f'{SIGNALS[number]}: the run saves and ends; once more ends it at once.')
             elif not (self._joined and number == signal.SIGTERM):
-                _say(f'{SIGNALS[number]}: ended at once; {self._kept()}.')
+                say(f'{SIGNALS[number]}: ended at once; {self.kept_words()}.')
+                self.parting(f'it got {SIGNALS[number]}')
                 end(128 + number)
 
 
@@ -122,7 +126,8 @@ def end(status: int) -> None:
     os._exit(status)
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Prints a line to standard error from any thread, whatever the main one is in."""
     # The terminal has printed ^C, and may be in the middle of a progress bar. Or it is gone.
     with contextlib.suppress(OSError):
         os.write(2, f'\n{text}\n'.encode())

@@ -1,6 +1,7 @@
 """A work directory: the config it belongs to, and the encoder in it; neither needs the program."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -18,6 +19,12 @@ from mim_jax.errors import UserError
 from mim_jax.folders import check_folder
 from mim_jax.layout import CHANGES_FILE, CONFIG_FILE, LOCK_FILE, SECTIONS
 from mim_jax.models.vit import ViT
+
+# What the system says where a disk is full, a quota used up, a file too large, or a device is
+# read-only, broken, or away.
+UNWRITABLE = {
+    getattr(errno, name) for name in ('ENOSPC', 'EDQUOT', 'EFBIG', 'EROFS', 'EIO', 'ESTALE')
+}
 
 # What may change between two starts in one work directory: nothing here alters the numbers of the
 # run beyond the order of floating-point sums.
@@ -69,7 +76,23 @@ def locked(workdir: str | Path) -> Iterator[None]:
         with distributed.decided_by_main(f'--workdir={workdir}: it cannot be used') as decide:
             if decide:
                 held.enter_context(_locked(Path(workdir)))
+        with _told(workdir):
+            yield
+
+
+@contextlib.contextmanager
+def _told(workdir: str | Path) -> Iterator[None]:
+    """One sentence where a run cannot write in its work directory any more."""
+    try:
         yield
+    except OSError as error:
+        checkpoints.check_there(Path(workdir))
+        if error.errno not in UNWRITABLE:
+            raise
+        raise UserError(
+            f'{error.filename or workdir}: nothing more can be written ({error.strerror}); '
+            f'{checkpoints.newest(workdir)}. Mend the cause and start the same command again.'
+        ) from error
 
 
 @contextlib.contextmanager

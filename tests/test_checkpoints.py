@@ -120,3 +120,16 @@ def test_no_intact_checkpoint_is_one_sentence(workdir):
     with pytest.raises(UserError, match='all of its checkpoints are damaged .*step 2: '):
         train(workdir)
     assert {path.name for path in (workdir / 'checkpoints').iterdir()} == {'2', '4'}
+
+
+def test_a_directory_that_is_gone_is_one_sentence(tmp_path):
+    checkpoints.check_there(tmp_path)
+    with pytest.raises(UserError, match='work/checkpoints is gone: it was deleted or moved while'):
+        checkpoints.check_there(tmp_path / 'work/checkpoints')
+
+
+def test_what_the_system_said_is_found_in_what_tensorstore_says():
+    error = ValueError(f"OUT_OF_RANGE: Error writing {'x' * 300} [os_error_code='28']")
+    assert checkpoints._reason(error) == 'No space left on device'
+    assert checkpoints._reason(ValueError('first\nsecond')) == 'first'
+    assert checkpoints._reason(ValueError()) == 'ValueError'

@@ -69,9 +69,14 @@ def free_port():
 
 def start(environment, number='SIGTERM'):
     """The program in a process of its own with one CPU device; the last sends itself a signal."""
+    return start_program(PROGRAM.replace('SIGNAL', f'signal.{number}'), environment)
+
+
+def start_program(program, environment):
+    """A program in a process of its own with one CPU device."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith(CLUSTER)}
     return subprocess.Popen(
-        [sys.executable, '-c', PROGRAM.replace('SIGNAL', f'signal.{number}')],
+        [sys.executable, '-c', program],
         env={**ours, 'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu', **environment},
         cwd=ROOT,
         stdout=subprocess.PIPE,
@@ -203,3 +208,20 @@ def test_a_taken_port_is_named(environment):
         )
         with pytest.raises(UserError, match=f'cannot listen at port {port}'):
             distributed.initialize()
+
+
+@pytest.mark.slow
+def test_processes_that_never_come_are_told_without_native_frames():
+    program = 'from mim_jax import distributed; distributed.initialize(timeout_seconds=3)'
+    process = start_program(
+        program,
+        {
+            'MIM_JAX_COORDINATOR': f'localhost:{free_port()}',
+            'MIM_JAX_NUM_PROCESSES': '2',
+            'MIM_JAX_PROCESS_ID': '0',
+        },
+    )
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 2
+    (line,) = told.strip().splitlines()
+    assert line.startswith('error: not all processes of this run came within 3 s: start the same')

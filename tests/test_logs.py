@@ -82,6 +82,23 @@ def test_half_written_last_line(tmp_path, tail):
     assert len(records) == (3 if tail == '{"step": 20}' else 2)
 
 
+@pytest.mark.parametrize(
+    'line', ['{"step": "ten"}', '{"step": null}', '[10]', '\xff{', '{"loss": 1}']
+)
+def test_lines_that_cannot_be_read_are_kept_aside_and_told(tmp_path, line, capsys):
+    whole = [f'{{"step": {step}, "train/loss": 1.0}}\n' for step in (10, 20)]
+    (tmp_path / 'metrics.jsonl').write_text(f'{whole[0]}{line}\n{whole[1]}')
+    make_logger(tmp_path, resume_step=20).close()
+    assert (tmp_path / 'metrics.jsonl').read_text() == ''.join(whole)
+    assert (tmp_path / 'metrics.superseded.jsonl').read_text() == f'{line}\n'
+    assert '1 lines of metrics.jsonl that come after step 20 or cannot be read' in _said(capsys)
+
+
+def _said(capsys):
+    found = capsys.readouterr()
+    return found.out + found.err
+
+
 def test_restart_from_nothing_keeps_the_old_lines_apart(tmp_path):
     for loss in (1.0, 2.0):
         logger = make_logger(tmp_path)

@@ -1,7 +1,9 @@
 """What is no work directory is told in one sentence, and left as it is."""
 
+import errno
 import json
 import os
+import shutil
 
 import pytest
 
@@ -114,3 +116,25 @@ def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog)
     monkeypatch.setattr(work_directory.fcntl, 'flock', fails)
     with work_directory.locked(tmp_path / 'run'):
         assert 'cannot be locked here (Function not implemented)' in caplog.text
+
+
+@pytest.mark.parametrize('number', [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS])
+def test_what_cannot_be_written_any_more_is_one_sentence(number, tmp_path):
+    workdir = tmp_path / 'run'
+    with (
+        pytest.raises(UserError, match=r'metrics.jsonl: nothing more .*; there is no checkpoint\.'),
+        work_directory.locked(workdir),
+    ):
+        raise OSError(number, os.strerror(number), str(workdir / 'metrics.jsonl'))
+    with pytest.raises(FileNotFoundError), work_directory.locked(workdir):
+        raise FileNotFoundError(errno.ENOENT, 'of something else')
+
+
+def test_a_work_directory_that_is_gone_is_one_sentence(tmp_path):
+    workdir = tmp_path / 'run'
+    with (
+        pytest.raises(UserError, match='run is gone: it was deleted or moved while'),
+        work_directory.locked(workdir),
+    ):
+        shutil.rmtree(workdir)
+        (workdir / 'metrics.jsonl').read_text()

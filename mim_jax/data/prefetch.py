@@ -5,6 +5,8 @@ import queue
 import threading
 import time
 
+from mim_jax.errors import UserError
+
 # Seconds: between two questions of `next` whether to go on waiting; and that `close` gives a thread
 # that may be stuck in a read.
 PATIENCE = 0.2
@@ -32,7 +34,9 @@ class DevicePrefetch:
         many had been read ahead.
       wait_seconds: how long `next` has waited so far, in total.
 
-    An exception of `batches` or `put` is raised by the `next` that reaches it.
+    An exception of `batches` or `put` is raised by the `next` that reaches it. A worker of
+    `batches` that was killed is a UserError of the `next` that waits for it: it may have left a
+    half-written batch behind, for which Grain waits in vain.
     """
 
     def __init__(self, batches, put, *, size: int = 2, check=None):
@@ -44,6 +48,7 @@ class DevicePrefetch:
         self._put = put
         self._check = check or (lambda: None)
         self._others = set(multiprocessing.active_children())
+        self._workers = None  # known once there is a batch
         # The thread holds one finished batch while the queue is full.
         self._queue = queue.Queue(maxsize=max(1, size - 1))
         self._stop = threading.Event()
@@ -61,6 +66,7 @@ class DevicePrefetch:
         batch, state, error = self._wait()
         self.wait_seconds += time.perf_counter() - start
         if error is not None:
+            self._check_workers()  # better said by us than by Grain
             self._ended = error
             raise error
         self.state = state
@@ -93,6 +99,17 @@ class DevicePrefetch:
                 return self._queue.get(timeout=PATIENCE)
             except queue.Empty:
                 self._check()
+                self._check_workers()
+
+    def _check_workers(self):
+        killed = [worker.exitcode for worker in self._workers or () if worker.exitcode]
+        if killed:
+            self._ended = UserError(
+                f'a data worker was ended from outside (its exit code is {killed[0]}; -9 is often '
+                'a lack of memory, of which a smaller config.data.workers or data.prefetch needs '
+                'less); the same command resumes from the last checkpoint, if one was saved.'
+            )
+            raise self._ended
 
     def __enter__(self):
         return self
@@ -104,6 +121,8 @@ class DevicePrefetch:
         while not self._stop.is_set():
             try:
                 batch = next(self._batches)
+                if self._workers is None:
+                    self._workers = {*multiprocessing.active_children()} - self._others
                 item = self._put(batch), self._batches.get_state(), None
             except Exception as error:  # StopIteration too: it ends this iterator as well
                 item = None, None, error

@@ -1,10 +1,12 @@
 """Feeding ahead: order, the state of the batch handed out, errors and the end."""
 
+import multiprocessing
 import threading
 
 import pytest
 
-from mim_jax.data import device_prefetch
+from mim_jax.data import DataConfig, device_prefetch, make_source, train_batches
+from mim_jax.errors import UserError
 
 
 class Counter:
@@ -78,6 +80,22 @@ def test_errors_and_the_end_arrive_at_their_place():
     finite = device_prefetch(Counter(length=4), lambda x: x)
     assert list(finite) == [0, 1, 2, 3]
     finite.close()
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_one_sentence():
+    config = DataConfig(image_size=(32, 32), batch_size=4, workers=1, threads=1)
+    others = set(multiprocessing.active_children())
+    batches = train_batches(make_source(config, split='train'), config, seed=0)
+    with device_prefetch(batches, lambda x: x) as feed:
+        next(feed)
+        (worker,) = set(multiprocessing.active_children()) - others
+        worker.kill()
+        with pytest.raises(UserError, match='a data worker was ended from outside .*-9'):
+            for _ in range(1000):  # those that it had made ahead
+                next(feed)
+        with pytest.raises(UserError, match='a data worker'):
+            next(feed)
 
 
 def test_size_must_be_positive():
