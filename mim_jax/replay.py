@@ -22,7 +22,7 @@ from mim_jax.errors import UserError
 from mim_jax.losses import Weighted
 from mim_jax.main import use_compilation_cache
 from mim_jax.program import Program
-from mim_jax.runs import read_config
+from mim_jax.restoring import read_config
 from mim_jax.sharding import path_name
 from mim_jax.train_step import Batch, TrainState
 from mim_jax.trainer import Trainer

@@ -123,9 +123,9 @@ def on_mesh(function: Callable, mesh: Mesh) -> Callable:
     """`function`, to be jitted, with a mesh that `over_batch` knows of."""
 
     @functools.wraps(function)
-    def called(*arguments: Any) -> Any:
+    def called(*arguments: Any, **named: Any) -> Any:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return function(*arguments)
+            return function(*arguments, **named)
 
     return called
 

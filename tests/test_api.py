@@ -289,7 +289,8 @@ def test_paths_that_hold_no_encoder(path, tmp_path):
     refused(tmp_path / 'empty', 'holds no encoder: there is neither')
     (tmp_path / 'junk').write_bytes(b'no weights')
     refused(tmp_path / 'junk', 'cannot be read as safetensors')
-    native.save(tmp_path / 'text', {'blocks': {'x': np.zeros(2)}}, metadata={'model': '{"a": 1}'})
+    stated = {'model': '{"depth": 1}'}
+    native.save(tmp_path / 'text', {'blocks': {'x': np.zeros(2)}}, metadata=stated)
     refused(tmp_path / 'text', 'holds no image encoder')
     (tmp_path / 'theirs').mkdir()
     (tmp_path / 'theirs' / 'config.json').write_text('{"model_type": "vit"}')

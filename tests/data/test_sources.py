@@ -36,6 +36,6 @@ def test_a_config_file_names_one_with_option():
 
 
 @pytest.mark.parametrize('name', SOURCES)
-def test_every_source_has_its_section_and_what_a_dry_run_assumes(name):
+def test_every_source_has_its_section_and_what_preflight_assumes(name):
     fields = SOURCES[name]().assumed_fields()
     assert fields[0].name == 'image' and fields[1].name == 'label'

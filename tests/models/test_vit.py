@@ -215,7 +215,6 @@ def test_tables_are_interpolated_to_another_grid():
     [
         ({'width': 18, 'heads': 4}, 'width 18 is not divisible by heads 4'),
         ({'position': 'rotary'}, 'position is .rotary., allowed: sincos, learned, none'),
-        ({'drop_path': 1.0}, 'drop_path'),
         ({'patch_size': (4, 4, 3)}, 'patch_size'),
     ],
 )

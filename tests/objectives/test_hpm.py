@@ -273,7 +273,7 @@ def test_pictures(variables):
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (dict(start_share=1.5), 'start_share = 1.5 must lie in'),
+        (dict(start_share=1.5), 'start_share = 1.5: must be at least 0 and at most 1'),
         (dict(end_share=-0.1), 'end_share = -0.1'),
         (dict(stage_epochs=None), 'the length of a stage is missing'),
         (dict(stage_steps=3), 'stage_steps and stage_epochs are both given'),

@@ -236,7 +236,7 @@ def test_masks_may_be_random():
         ({'objective__target__layer': 2}, 'layer and config.objective.target.projection to None'),
         ({'objective__target__projection': 8}, 'config.objective.target.projection to None'),
         ({'objective__levels': 4}, 'config.objective.levels = 4: the teacher has 3 blocks'),
-        ({'objective__levels': 0}, 'config.objective.levels = 0'),
+        ({'objective__levels': 0}, 'config.objective.levels=0: must be at least 1'),
         ({'model__depth': 2}, r"'linear' needs as many blocks in the student \(2\) as in the tea"),
         ({'model__depth': 4, 'objective__fusion': 'none'}, r"'none' needs .* \(4\) .* \(3\)"),
         ({'objective__masking__ratio': 0.95}, 'masking.ratio = 0.95: of 12 patches 0 would stay'),

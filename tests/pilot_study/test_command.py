@@ -46,7 +46,7 @@ def test_text_embeddings(flags, tmp_path):
     assert '| zero-shot accuracy of tokens |' in (out / 'table.md').read_text()
     results = json.loads((out / 'results.json').read_text())
     assert results['class_directions'] == 'text' and results['num_groups'] == 4
-    assert cv2.imread(str(out / 'predictions.png')).shape[1] == 5 * (224 + 5) + 5
+    assert 3 * 224 < cv2.imread(str(out / 'predictions.png')).shape[1] <= 1000  # rows of three
 
 
 def mistakes(tmp_path):

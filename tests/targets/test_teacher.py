@@ -131,7 +131,10 @@ def test_a_masked_models_encoder_serves_as_teacher(tmp_path):
     ('change', 'message'),
     [
         ({'weights': None}, r'config.objective.target.weights is not set.*width 16, depth 2.*'),
-        ({'weights': 'nowhere.safetensors'}, r'nowhere.safetensors does not exist.*weights random'),
+        (
+            {'weights': 'nowhere.safetensors'},
+            r'nowhere.safetensors does not exist: `python -m mim_jax.weights import .*width 16',
+        ),
         ({'projection': 5}, r'wrong shape: projection/kernel \(16, 6\) instead of \(16, 5\)'),
         ({'model': dataclasses.replace(MODEL, depth=3)}, 'depth is 2 there, 3 in the config'),
         (

@@ -123,7 +123,9 @@ def test_a_work_directory_is_inspected(tmp_path, capsys):
     kept = checkpoints.Checkpoints(tmp_path, checkpoints.CheckpointConfig())
     kernel = {'encoder': {'kernel': jnp.zeros((2, 3))}, 'bias': jnp.zeros(4, jnp.bfloat16)}
     for step in (3, 5):
-        kept.save(step, TrainState(jnp.int32(step), {'params': kernel}, {'count': jnp.int32(1)}), 0)
+        one = jnp.int32(1)
+        state = TrainState(jnp.int32(step), {'params': kernel}, {'count': one}, refused=0 * one)
+        kept.save(step, state, {'data': None})
     kept.close()
     assert main(['inspect', str(tmp_path)]) == 0
     lines = [' '.join(line.split()) for line in capsys.readouterr().out.splitlines()]
