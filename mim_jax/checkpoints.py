@@ -21,11 +21,13 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from orbax.checkpoint import checkpoint_managers as preservation
 
 from mim_jax import distributed, integrity, provenance
 from mim_jax.clock import Clock
 from mim_jax.errors import UserError
 from mim_jax.layout import checkpoints as directory
+from mim_jax.layout import saved_steps
 from mim_jax.ranges import Count, Examples, NotNegative, Number, Percent, Positive
 from mim_jax.train_step import TrainState
 
@@ -79,13 +81,16 @@ def find_together(workdir: str | Path) -> Found:
     return Found(None if step < 0 else step, found.damaged)
 
 
-def find(workdir: str | Path) -> Found:
-    """Looks at the checkpoints of a work directory from the newest on, down to an intact one.
+def find(workdir: str | Path, *, before: int | None = None) -> Found:
+    """Looks at the checkpoints of a work directory from the newest (before a step) on, down to an
+    intact one.
 
     Raises UserError where there are some and none is intact.
     """
     damaged = {}
     for step in reversed(saved_steps(workdir)):
+        if before is not None and step >= before:
+            continue
         folder = directory(workdir) / str(step)
         wrong = integrity.damage(folder)
         if wrong is None:
@@ -93,10 +98,11 @@ def find(workdir: str | Path) -> Found:
         if folder.exists():  # a run that goes on removes old ones meanwhile
             damaged[step] = wrong
     if damaged:
+        when = '' if before is None else f' before step {before}'
         reasons = '; '.join(f'step {step}: {wrong}' for step, wrong in damaged.items())
         raise UserError(
-            f'{workdir}: all of its checkpoints are damaged ({reasons}); bring one back, or remove '
-            f'them to begin anew.'
+            f'{workdir}: all of its checkpoints{when} are damaged ({reasons}); bring one back, or '
+            'remove them to begin anew.'
         )
     return Found(None, {})
 
@@ -125,12 +131,10 @@ class Checkpoints:
         self._workdir = Path(workdir)
         self._beside = [path for path in self._workdir.glob('*') if path.is_file()]
         self._made_by = made_by
-        milestone = clock and clock.steps(config, 'milestone', path='checkpoint')
         self._manager = ocp.CheckpointManager(
             directory(workdir),
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=config.keep,
-                keep_period=milestone or None,
+                preservation_policy=_preserved(workdir, config, clock),
                 # A half-written checkpoint of a killed run is removed at the next start.
                 cleanup_tmp_directories=True,
                 enable_async_checkpointing=True,
@@ -295,6 +299,14 @@ def restore_variables(
     return jax.device_get(variables), step
 
 
+def newest_intact(workdir: str | Path, *, before: int | None = None) -> int | None:
+    """The step of the checkpoint that `find` finds; a warning names each that is damaged."""
+    found = find(workdir, before=before)
+    for step, wrong in found.damaged.items():
+        logging.warning('%s: the checkpoint of step %d is damaged: %s', workdir, step, wrong)
+    return found.step
+
+
 def abstract_variables(
     workdir: str | Path, *, step: int | None = None
 ) -> tuple[dict[str, Any], int]:
@@ -304,10 +316,7 @@ def abstract_variables(
         what = 'no checkpoint' if not steps else f'no checkpoint of step {step}, only of {steps}'
         raise UserError(f'{workdir}: there is {what}; train the run first with mim_jax.main.')
     if step is None:
-        found = find(workdir)
-        for other, wrong in found.damaged.items():
-            logging.warning('%s: the checkpoint of step %d is damaged: %s', workdir, other, wrong)
-        step = found.step
+        step = newest_intact(workdir)
     else:
         wrong = integrity.damage(directory(workdir) / str(step))
         if wrong:
@@ -323,12 +332,6 @@ def abstract_variables(
     return abstract, step
 
 
-def saved_steps(workdir: str | Path) -> list[int]:
-    """The steps of a run's whole checkpoints, in order; nothing is written."""
-    found = directory(workdir)
-    return sorted(ocp.utils.checkpoint_steps(found)) if found.is_dir() else []
-
-
 @contextlib.contextmanager
 def _readable(workdir: str | Path, step: int) -> Iterator[None]:
     """One sentence for a checkpoint without checksums whose damage shows only now."""
@@ -336,13 +339,41 @@ def _readable(workdir: str | Path, step: int) -> Iterator[None]:
         yield
     except Exception as error:  # Orbax and TensorStore raise a dozen kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        if (directory(workdir) / str(step) / integrity.FILE).exists():
+        folder = directory(workdir) / str(step)
+        wrong = integrity.damage(folder)
+        if wrong:
+            advice = f'it is damaged: {wrong}.'
+        elif (folder / integrity.FILE).exists():
             advice = 'its files are intact: memory may be in use, or another version wrote it.'
         else:
             advice = 'it may be damaged, its run was killed before checksums were written.'
         raise UserError(
             f'{workdir}: the checkpoint of step {step} cannot be restored ({reason}); {advice}'
         ) from error
+
+
+def _preserved(
+    workdir: str | Path, config: CheckpointConfig, clock: Clock | None
+) -> preservation.PreservationPolicy:
+    """Which checkpoints stay. One that was a milestone at the length that its run had then stays
+    one, also where the run was lengthened and its milestones lie elsewhere now.
+    """
+    kept = [preservation.LatestN(config.keep)]
+    if clock is not None:
+
+        def milestone(total_steps: int) -> int | None:
+            at_length = dataclasses.replace(clock, total_steps=total_steps)
+            return at_length.steps(config, 'milestone', path='checkpoint')
+
+        def was_milestone(step: int) -> bool:
+            record = provenance.read(directory(workdir) / str(step)) or {}
+            then = milestone(record.get('total_steps', clock.total_steps))
+            return bool(then) and step % then == 0
+
+        kept.append(preservation.CustomSteps(list(filter(was_milestone, saved_steps(workdir)))))
+        if now := milestone(clock.total_steps):
+            kept.append(preservation.EveryNSteps(now))
+    return preservation.AnyPreservationPolicy(kept)
 
 
 def _set_aside(workdir: str | Path, steps: Iterable[int]) -> None:

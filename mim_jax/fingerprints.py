@@ -48,7 +48,7 @@ def recorded(workdir: str | Path) -> dict[str, str]:
         return {}
     try:
         return dict(json.loads(path.read_text(encoding='utf-8')).items())
-    except (AttributeError, ValueError):
+    except (AttributeError, ValueError, RecursionError):
         raise UserError(f'{path} cannot be read; the work directory is damaged.') from None
 
 

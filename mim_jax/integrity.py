@@ -43,10 +43,10 @@ def _damage(folder: Path, digests: bool) -> str | None:
         return f'{WHOLE} is missing'
     try:
         stated = json.loads((folder / FILE).read_text(encoding='utf-8'))
-        stated = {name: tuple(described) for name, described in stated.items()}
+        stated = {name: (size, digest) for name, (size, digest) in stated.items()}
     except FileNotFoundError:
         return None
-    except (ValueError, AttributeError, TypeError):
+    except (ValueError, AttributeError, TypeError, RecursionError):
         return f'{FILE} cannot be read'
     absent = sorted(set(stated) - set(_names(folder)))
     if absent:

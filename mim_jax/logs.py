@@ -23,6 +23,7 @@ from mim_jax.ranges import Count, Examples, NotNegative, Number, Percent, Range
 
 METRICS_FILE = 'metrics.jsonl'
 SUPERSEDED_FILE = 'metrics.superseded.jsonl'
+DIGITS = 18  # a step has no more
 
 # TensorBoard's page "Custom Scalars": charts of several curves, by expressions for their names.
 LAYOUT = {
@@ -250,11 +251,16 @@ def supersede(workdir: str | os.PathLike, *, step: int | None) -> int:
 
 def _parse(line: str) -> dict | None:
     try:
-        record = json.loads(line)
-    except json.JSONDecodeError:
+        record = json.loads(line, parse_int=_integer)
+    except (ValueError, RecursionError):
         return None
     known = isinstance(record, dict) and isinstance(record.get('step'), int)
     return record if known else None
+
+
+def _integer(digits: str) -> int | float:
+    """An integer that is no step is a figure like others, infinite where it is beyond floats."""
+    return int(digits) if len(digits) <= DIGITS else float(digits)
 
 
 def peak_flops(device_kind: str) -> float | None:

@@ -64,7 +64,9 @@ def run(arguments: list[str], stop: Stop) -> None:
                 step = trainer.found.step or 0
                 work_directory.claim(workdir, experiment, after_step=step, extend=options.extend)
             if distributed.is_main() and not trainer.finished:
-                print(summary(trainer, spec=options.config), flush=True)
+                text = summary(trainer, spec=options.config)
+                with contextlib.suppress(OSError):  # a run outlives its terminal
+                    print(text, flush=True)
             trainer.train(stop)
 
 

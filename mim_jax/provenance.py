@@ -104,7 +104,7 @@ def news(before: Record | None, now: Record) -> list[str]:
 def _metadata(checkpoint: Path) -> dict[str, Any]:
     try:
         found = json.loads((checkpoint / integrity.WHOLE).read_text(encoding='utf-8'))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

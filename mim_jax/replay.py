@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mim_jax import checkpoints, data, distributed, norms, sharding, work_directory
+from mim_jax import checkpoints, data, distributed, layout, norms, sharding, work_directory
 from mim_jax.errors import UserError
 from mim_jax.losses import Weighted
 from mim_jax.main import use_compilation_cache
@@ -52,10 +52,17 @@ def main(arguments: list[str] | None = None) -> int:
 def replay(trainer: Trainer, step: int, *, say: Callable[[str], Any]) -> None:
     """Repeats a step (1 is the first one) and says what came of it.
 
-    Raises UserError where the run has no such step.
+    Raises UserError where the run has no such step, or did it at another length.
     """
     if not 1 <= step <= trainer.total:
         raise UserError(f'--step={step}: the steps of this run are 1 to {trainer.total}.')
+    lengthened = layout.lengthened_after(trainer.workdir)
+    if step <= lengthened:
+        raise UserError(
+            f'--step={step}: {trainer.workdir} was lengthened after step {lengthened}, so that the '
+            'schedules up to there are no longer those of its config; only later steps can be '
+            'repeated.'
+        )
     state, batches, first = _before(trainer, step)
     compiled = trainer.program.trace().lower().compile()
     before = f'the checkpoint of step {first}' if first else 'the start'
@@ -124,6 +131,7 @@ def _look(program: Program) -> Callable[[TrainState, Batch], dict[str, Any]]:
             'images': images,
         }
 
+    look = sharding.on_mesh(look, program.mesh)
     return jax.jit(look, out_shardings=sharding.replicated(program.mesh))
 
 
@@ -137,7 +145,7 @@ def _told(what: str, wrong: list[str]) -> str:
 def _before(trainer: Trainer, step: int) -> tuple[TrainState, Any, int]:
     """The state before a step, or before earlier ones, the batches from there, steps done."""
     program = trainer.program
-    saved = [s for s in checkpoints.saved_steps(trainer.workdir) if s < step]
+    saved = checkpoints.newest_intact(trainer.workdir, before=step)
     batches = data.train_batches(
         trainer.source,
         trainer.run.data,
@@ -146,15 +154,15 @@ def _before(trainer: Trainer, step: int) -> tuple[TrainState, Any, int]:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    if not saved:
+    if saved is None:
         start = trainer.start or program.start()
         return program.init(trainer.pretrained, start and start.params), batches, 0
     reading = checkpoints.Checkpoints(trainer.workdir, trainer.run.checkpoint)
-    state, progress = reading.restore(program.restorable(), step=saved[-1])
+    state, progress = reading.restore(program.restorable(), step=saved)
     reading.close()
     batches.set_state(progress['data'])
     variables = {**trainer.pretrained, **state.variables}
-    return state.replace(variables=variables), batches, saved[-1]
+    return state.replace(variables=variables), batches, saved
 
 
 if __name__ == '__main__':

@@ -85,8 +85,15 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
             )
         devices = devices[:fixed]
     slices = {getattr(device, 'slice_index', 0) for device in devices}
-    if len(slices) > 1 and sizes[0] % len(slices) == 0:
-        # Only the data axis crosses the slow network between TPU slices.
+    fits = sizes[0] % len(slices) == 0
+    # JAX calls hosts of GPUs slices, too: between these any axis may cross.
+    if not fits and devices[0].platform == 'tpu':
+        raise UserError(
+            f'config.mesh: data={sizes[0]} is not divisible by the {len(slices)} slices of TPUs, '
+            f'and only data crosses from one to another; make it a multiple of {len(slices)}.'
+        )
+    if len(slices) > 1 and fits:
+        # Only the data axis crosses the slow network between slices.
         inner = (sizes[0] // len(slices), *sizes[1:])
         grid = mesh_utils.create_hybrid_device_mesh(inner, (len(slices), 1, 1), devices=devices)
         return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)

@@ -112,7 +112,8 @@ class Trainer:
 
         stop: what listens to these, see `mim_jax.stopping`.
 
-        Raises UserError when the loss is no longer finite, or nothing can be saved.
+        Raises UserError when the loss is no longer finite, nothing can be saved, or another process
+        saved since this trainer was built.
         """
         stop = stop or Stop()
         self.made_by = provenance.record(
@@ -128,13 +129,19 @@ class Trainer:
             damaged=self.found.damaged,
             made_by=self.made_by,
         )
-        self.done = first = self.checkpoints.latest_step or 0
+        if self.checkpoints.latest_step != self.found.step:
+            self.checkpoints.close()
+            raise UserError(
+                f'{self.workdir}: another process saved there meanwhile; start the same command '
+                'again.'
+            )
+        self.done = first = self.found.step or 0
         self.logger = Logger(
             self.workdir,
             self.run.log,
             total_steps=self.total,
             is_main=jax.process_index() == 0,
-            resume_step=self.checkpoints.latest_step,
+            resume_step=self.found.step,
         )
         for step, wrong in self.found.damaged.items():
             self.logger.message(
@@ -294,7 +301,7 @@ class Trainer:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        step = self.checkpoints.latest_step
+        step = self.found.step
         if step is None:
             fingerprints.record(self.workdir, self.fingerprints)
             start, self.start = self.start, None

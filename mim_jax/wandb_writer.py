@@ -4,10 +4,12 @@ for.
 
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from absl import logging
 
 from mim_jax import layout
 from mim_jax.errors import UserError
@@ -62,15 +64,36 @@ class WandbWriter:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Flat names and values of a step."""
-        self._run.log({STEP: step, **values})
+        self._send(lambda run: run.log({STEP: step, **values}))
 
     def pictures(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
         """uint8 [H,W,3] pictures, under pictures/NAME."""
-        images = {f'pictures/{name}': self._image(picture) for name, picture in pictures.items()}
-        self._run.log({STEP: step, **images})
+
+        def log(run: Any) -> None:
+            images = {f'pictures/{name}': self._image(p) for name, p in pictures.items()}
+            run.log({STEP: step, **images})
+
+        self._send(log)
 
     def close(self) -> None:
-        self._run.finish()
+        self._send(lambda run: run.finish())
+
+    def _send(self, send: Callable[[Any], None]) -> None:
+        """Calls `send` with W&B's run. After a failure nothing is sent any more: the run goes on
+        without, and its other files have all of it.
+        """
+        if self._run is None:
+            return
+        try:
+            send(self._run)
+        except Exception as error:  # whatever the service, its process or the network raises
+            self._run = None
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            logging.warning(
+                'Weights & Biases failed (%s) and gets nothing more of this run, which goes on; '
+                'metrics.jsonl has all of it.',
+                reason,
+            )
 
 
 def _run_id(workdir: Path) -> str:

@@ -7,9 +7,10 @@ import json
 import os
 import re
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 from absl import logging
@@ -17,7 +18,8 @@ from absl import logging
 from mim_jax import checkpoints, config, distributed
 from mim_jax.errors import UserError
 from mim_jax.folders import check_folder
-from mim_jax.layout import CHANGES_FILE, CONFIG_FILE, LOCK_FILE, SECTIONS
+from mim_jax.layout import CHANGES_FILE, CONFIG_FILE, LENGTH, LOCK_FILE
+from mim_jax.layout import read_config as read
 from mim_jax.models.vit import ViT
 
 # What the system says where a disk is full, a quota used up, a file too large, or a device is
@@ -35,8 +37,8 @@ RESUMABLE = (
     r'(model|objective)\.([^:]*\.)?(scan|remat):',  # of every network that a method has
     r'(objective|init)\.([^:]*\.)?weights: (?!None ).* -> (?!None$)',  # a file may have moved
 )
-# What --extend may change: the schedules are then those of the new length.
-LENGTH = r'train\.total_'
+# Seconds for which a lock that is held is tried again: `mim_jax.runs` holds it while it looks.
+PATIENCE = 1.0
 
 
 def claim(workdir: str | Path, run: Any, *, after_step: int = 0, extend: bool = False) -> None:
@@ -101,7 +103,7 @@ def _locked(workdir: Path) -> Iterator[None]:
     workdir.mkdir(parents=True, exist_ok=True)
     with open(workdir / LOCK_FILE, 'a+', encoding='utf-8') as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file)
         except BlockingIOError as error:
             file.seek(0)
             holder = file.read().strip() or 'another process'
@@ -120,6 +122,18 @@ def _locked(workdir: Path) -> Iterator[None]:
             yield
         finally:
             file.truncate(0)
+
+
+def _lock(file: IO) -> None:
+    """Takes the lock of an open file. Raises BlockingIOError where it is held for PATIENCE."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise
+        time.sleep(PATIENCE / 20)
 
 
 def check(workdir: str | Path, run: Any, *, extend: bool = False) -> list[str]:
@@ -170,33 +184,8 @@ def as_dict(run: Any) -> dict[str, Any]:
     return json.loads(json.dumps(config.written(run).to_dict()))
 
 
-def read(workdir: str | Path) -> dict[str, Any]:
-    """The config of the run in a work directory, as plain values. Raises UserError if there is
-    none.
-    """
-    path = Path(workdir) / CONFIG_FILE
-    if not path.exists():
-        raise UserError(
-            f'{workdir}: there is no {CONFIG_FILE}, so this is not a work directory of '
-            'mim_jax.main; name one in which a run was started.'
-        )
-    try:
-        found = json.loads(path.read_text(encoding='utf-8'))
-    except ValueError as error:
-        raise UserError(
-            f'{path} cannot be read ({error}); the work directory is damaged.'
-        ) from None
-    if not isinstance(found, dict) or not all(isinstance(found.get(s), dict) for s in SECTIONS):
-        raise UserError(
-            f'{path.parent} is not a work directory of mim_jax.main: its {CONFIG_FILE} is not that '
-            "of a run; if it holds another project's weights, `python -m mim_jax.weights import` "
-            'reads them.'
-        )
-    return found
-
-
 def section(workdir: str | Path, name: str) -> Mapping[str, Any]:
-    """One of SECTIONS of the run's config, as plain values. Raises UserError as `read` does."""
+    """One of the sections of the run's config, as plain values. Raises UserError as `read` does."""
     return read(workdir)[name]
 
 

@@ -30,7 +30,6 @@ def draw(runs: Sequence[Run], metrics: Sequence[str], out: str | Path) -> None:
             known = sorted({n for run in runs for line in run.metrics for n in line} - {'step'})
             raise UserError(f'--plot={metric}: no run has it; there are {", ".join(known)}.')
     check_folder(out.parent)
-    out.parent.mkdir(parents=True, exist_ok=True)
 
     from matplotlib.figure import Figure  # without pyplot, which wants to know about screens
 
@@ -57,4 +56,8 @@ def draw(runs: Sequence[Run], metrics: Sequence[str], out: str | Path) -> None:
     for panel in panels[len(metrics) :]:
         panel.remove()
     figure.legend(handles.values(), handles.keys(), loc='outside lower left', frameon=False)
-    figure.savefig(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(out)
+    except OSError as error:
+        raise UserError(f'--out={out} cannot be written: {error.strerror}.') from error

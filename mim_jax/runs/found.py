@@ -2,7 +2,6 @@
 
 import dataclasses
 import fcntl
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -73,23 +72,26 @@ def find(folders: Sequence[str | Path]) -> list[Run]:
 
 def read(workdir: Path, *, name: str) -> Run:
     """What a work directory says. It never fails for what is in there: that goes to the notes."""
-    config, notes = {}, []
+    config, notes, lengthened = {}, [], 0
     try:
-        config = _config(workdir)
+        config = layout.read_config(workdir)
+        lengthened = layout.lengthened_after(workdir)
     except UserError as error:
         notes.append(str(error))
     metrics, lost = _metrics(workdir)
     if lost:
         notes.append(f'{lost} damaged lines in {METRICS_FILE}')
     folder = layout.checkpoints(workdir)
-    saved, intact = saved_steps(workdir), None
+    saved, intact = layout.saved_steps(workdir), None
     for step in reversed(saved):
         wrong = integrity.damage(folder / str(step), digests=False)
         if wrong is None:
             intact = step
             break
         notes.append(f'the checkpoint of step {step} is damaged: {wrong}')
-    length = _length(config, intact and provenance.read(folder / str(intact)))
+    # A checkpoint from before the run was lengthened knows another length.
+    known = intact is not None and intact > lengthened
+    length = _length(config, provenance.read(folder / str(intact)) if known else None)
     last = max((line['step'] for line in metrics), default=0)
     if is_running(workdir):
         state = 'running'
@@ -101,13 +103,6 @@ def read(workdir: Path, *, name: str) -> Run:
         state = 'finished' if intact == length else 'stopped'
     step = last if state in ('running', 'nothing saved') else intact or 0
     return Run(name, workdir, config, metrics, state, step, length, tuple(saved), tuple(notes))
-
-
-def saved_steps(workdir: str | Path) -> list[int]:
-    """The steps of a run's checkpoints, in order, as `mim_jax.checkpoints` has them."""
-    folder = layout.checkpoints(workdir)
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return sorted(int(name) for name in names if name.isdecimal())
 
 
 def is_running(workdir: Path) -> bool:
@@ -138,31 +133,12 @@ def _is_config(workdir: Path, files: Sequence[str]) -> bool:
     if layout.CONFIG_FILE not in files:
         return False
     try:
-        _config(workdir)
-    except _OfSomethingElse:
+        layout.read_config(workdir)
+    except layout.OfSomethingElse:
         return False
     except UserError:
         pass
     return True
-
-
-class _OfSomethingElse(UserError):
-    pass
-
-
-def _config(workdir: Path) -> dict[str, Any]:
-    """The config as plain values, whichever version wrote it. Raises UserError."""
-    try:
-        found = json.loads((workdir / layout.CONFIG_FILE).read_text(encoding='utf-8'))
-    except FileNotFoundError:
-        raise UserError(f'{layout.CONFIG_FILE} is missing') from None
-    except (OSError, ValueError, RecursionError):
-        raise UserError(f'{layout.CONFIG_FILE} cannot be read') from None
-    if not isinstance(found, dict) or not all(
-        isinstance(found.get(section), dict) for section in layout.SECTIONS
-    ):
-        raise _OfSomethingElse(f'{layout.CONFIG_FILE} is not that of a run')
-    return found
 
 
 def _metrics(workdir: Path) -> tuple[list[dict], int]:

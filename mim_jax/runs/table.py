@@ -105,7 +105,7 @@ def described(workdir: str | Path, *, step: int | None = None) -> str:
 
     Raises UserError where there is no such checkpoint, or nothing in it says so.
     """
-    saved = found.saved_steps(workdir)
+    saved = layout.saved_steps(workdir)
     if not saved or (step is not None and step not in saved):
         what = f'no checkpoint of step {step}, only of {saved}' if saved else 'no checkpoint'
         raise UserError(f'{workdir}: there is {what}.')

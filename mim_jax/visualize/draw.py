@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mim_jax import keys, panels
+from mim_jax import keys, panels, sharding
 from mim_jax.data import Crop, View, Views
 from mim_jax.data.augment import augment_views
 from mim_jax.errors import UserError
@@ -79,17 +79,19 @@ def write_png(path: str | os.PathLike, sheet: np.ndarray) -> None:
 
 @functools.partial(jax.jit, static_argnames=('objective', 'views', 'mesh'))
 def _see(variables, batch, seed, step, *, objective, views, mesh):
+    look = functools.partial(_look, objective=objective, views=dict(views))
+    if mesh is None:
+        return look(variables, batch, seed, step)
+    seen = sharding.on_mesh(look, mesh)(variables, batch, seed, step)
+    return jax.lax.with_sharding_constraint(seen, sharding.replicated(mesh))
+
+
+def _look(variables, batch, seed, step, *, objective, views):
     key = jax.random.key(seed)
     batch = {**batch, 'keys': keys.per_example(key, len(batch['images']))}
-    batch = augment_views(batch['keys'], batch, dict(views))
+    batch = augment_views(batch['keys'], batch, views)
     images = batch['images']
     seen = dict(objective.pictures(variables, batch, key, step))
     tokens = objective.features(variables, images).tokens.astype(jnp.float32)
     seen['features'] = [panels.Tokens(tokens, title='features (PCA)')]
-    if mesh is not None:
-        seen = jax.lax.with_sharding_constraint(seen, _replicated(mesh))
     return seen
-
-
-def _replicated(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
-    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
