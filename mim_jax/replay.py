@@ -52,18 +52,20 @@ def main(arguments: list[str] | None = None) -> int:
 def replay(trainer: Trainer, step: int, *, say: Callable[[str], Any]) -> None:
     """Repeats a step (1 is the first one) and says what came of it.
 
-    Raises UserError where the run has no such step, or did it at another length.
+    Raises UserError where the run has no such step, or where steps that it did at another length
+    would be repeated.
     """
     if not 1 <= step <= trainer.total:
         raise UserError(f'--step={step}: the steps of this run are 1 to {trainer.total}.')
+    first = checkpoints.newest_intact(trainer.workdir, before=step) or 0
     lengthened = layout.lengthened_after(trainer.workdir)
-    if step <= lengthened:
+    if first < lengthened:
         raise UserError(
-            f'--step={step}: {trainer.workdir} was lengthened after step {lengthened}, so that the '
-            'schedules up to there are no longer those of its config; only later steps can be '
-            'repeated.'
+            f'--step={step}: {trainer.workdir} was lengthened after step {lengthened}, and up to '
+            'there its steps had other schedules; only those that follow a checkpoint from there '
+            'on can be repeated.'
         )
-    state, batches, first = _before(trainer, step)
+    state, batches = _after(trainer, first)
     compiled = trainer.program.trace().lower().compile()
     before = f'the checkpoint of step {first}' if first else 'the start'
     say(f'{trainer.workdir}: step {step}, {step - first} after {before}')
@@ -142,10 +144,9 @@ def _told(what: str, wrong: list[str]) -> str:
     return f'{what}: {len(wrong)} not finite: {", ".join(wrong[:SHOWN])}{more}'
 
 
-def _before(trainer: Trainer, step: int) -> tuple[TrainState, Any, int]:
-    """The state before a step, or before earlier ones, the batches from there, steps done."""
+def _after(trainer: Trainer, step: int) -> tuple[TrainState, Any]:
+    """The state of the checkpoint of a step (0: of the start), and the batches from there."""
     program = trainer.program
-    saved = checkpoints.newest_intact(trainer.workdir, before=step)
     batches = data.train_batches(
         trainer.source,
         trainer.run.data,
@@ -154,15 +155,15 @@ def _before(trainer: Trainer, step: int) -> tuple[TrainState, Any, int]:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    if saved is None:
+    if not step:
         start = trainer.start or program.start()
-        return program.init(trainer.pretrained, start and start.params), batches, 0
+        return program.init(trainer.pretrained, start and start.params), batches
     reading = checkpoints.Checkpoints(trainer.workdir, trainer.run.checkpoint)
-    state, progress = reading.restore(program.restorable(), step=saved)
+    state, progress = reading.restore(program.restorable(), step=step)
     reading.close()
     batches.set_state(progress['data'])
     variables = {**trainer.pretrained, **state.variables}
-    return state.replace(variables=variables), batches, saved
+    return state.replace(variables=variables), batches
 
 
 if __name__ == '__main__':

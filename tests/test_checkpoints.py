@@ -1,5 +1,6 @@
 """Checkpoints that were damaged: noticed, named, set aside; the newest intact one is used."""
 
+import dataclasses
 import json
 import shutil
 
@@ -8,12 +9,14 @@ import numpy as np
 import pytest
 
 from mim_jax import checkpoints, experiment, integrity, logs, work_directory
+from mim_jax.clock import Clock
 from mim_jax.errors import UserError
+from mim_jax.train_step import TrainState
 from mim_jax.trainer import Trainer
 
 
-def train(path):
-    """A run of four steps with a checkpoint after each second one."""
+def config_of_four_steps():
+    """With a checkpoint after each second one."""
     config = experiment.default_config('simmim')
     config.data.update(image_size=(32, 32), batch_size=8)
     config.data.crop.mode = 'none'
@@ -24,7 +27,11 @@ def train(path):
     config.checkpoint.every_steps = 2
     config.eval.evaluators = ()
     config.log.update(every_steps=1, tensorboard=False, progress=False, num_pictures=1)
-    run = experiment.from_config(config)
+    return config
+
+
+def train(path):
+    run = experiment.from_config(config_of_four_steps())
     trainer = Trainer(run, path)
     work_directory.claim(path, run)
     trainer.train()
@@ -114,12 +121,71 @@ def test_damage_without_checksums_is_one_sentence(workdir):
         checkpoints.restore_variables(workdir)
 
 
+def test_files_are_called_intact_only_where_they_are(workdir):
+    with pytest.raises(UserError, match='its files are intact'), checkpoints._readable(workdir, 4):
+        raise ValueError('of memory')
+    files(workdir / 'checkpoints/4/variables')[0].unlink()
+    with pytest.raises(UserError, match='damaged: .* missing'), checkpoints._readable(workdir, 4):
+        raise ValueError('of a file')
+
+
+def test_the_newest_intact_one_before_a_step(workdir, caplog):
+    assert checkpoints.newest_intact(workdir, before=4) == 2
+    assert checkpoints.newest_intact(workdir, before=2) is None
+    (workdir / 'checkpoints/2/_CHECKPOINT_METADATA').unlink()
+    with pytest.raises(UserError, match='all of its checkpoints before step 4 are damaged'):
+        checkpoints.newest_intact(workdir, before=4)
+    shutil.copytree(workdir / 'checkpoints/4', workdir / 'checkpoints/1')
+    assert checkpoints.newest_intact(workdir, before=4) == 1
+    assert 'the checkpoint of step 2 is damaged' in caplog.text
+
+
+def test_checksums_that_are_none(tmp_path):
+    (tmp_path / integrity.WHOLE).write_text('{}')
+    for stated in ('{"x": [1]}', '{"x": 1}', '[1]', '{"x"', '[' * 99_999):
+        (tmp_path / integrity.FILE).write_text(stated)
+        assert integrity.damage(tmp_path) == 'checksums.json cannot be read'
+
+
+def test_what_another_process_saved_meanwhile_is_left_alone(workdir):
+    trainer = Trainer(experiment.from_config(config_of_four_steps()), workdir)
+    shutil.copytree(workdir / 'checkpoints/4', workdir / 'checkpoints/5')
+    lines = (workdir / 'metrics.jsonl').read_bytes()
+    with pytest.raises(UserError, match='another process saved there meanwhile; start the same'):
+        trainer.train()
+    assert (workdir / 'metrics.jsonl').read_bytes() == lines
+
+
 def test_no_intact_checkpoint_is_one_sentence(workdir):
     for step in (2, 4):
         (workdir / f'checkpoints/{step}/_CHECKPOINT_METADATA').unlink()
     with pytest.raises(UserError, match='all of its checkpoints are damaged .*step 2: '):
         train(workdir)
     assert {path.name for path in (workdir / 'checkpoints').iterdir()} == {'2', '4'}
+
+
+def test_milestones_stay_where_a_run_is_lengthened(tmp_path):
+    config = checkpoints.CheckpointConfig(keep=3, milestone_percent=25)
+
+    def state(step):
+        return TrainState(step, {'params': np.zeros(1)}, {'moment': np.zeros(1)}, refused=0)
+
+    def save(steps, *, total, keep=3):
+        opened = checkpoints.Checkpoints(
+            tmp_path,
+            dataclasses.replace(config, keep=keep),
+            Clock(batch_size=1, total_steps=total),
+            made_by={'total_steps': total},
+        )
+        for step in steps:
+            opened.save(step, state(step), {})
+        opened.close()
+        return checkpoints.saved_steps(tmp_path)
+
+    assert save(range(1, 9), total=8) == [2, 4, 6, 7, 8]
+    assert save([9], total=16) == [2, 4, 6, 7, 8, 9]
+    # Fewer are to be kept, by a run that resumes.
+    assert save(range(10, 17), total=16, keep=1) == [2, 4, 6, 8, 12, 16]
 
 
 def test_a_directory_that_is_gone_is_one_sentence(tmp_path):

@@ -300,3 +300,12 @@ def test_mfu_is_left_out_where_the_peak_is_unknown():
     throughput.start(0)
     clock.now += 1
     assert 'speed/mfu' not in throughput.measure(1)
+
+
+def test_lines_that_are_none_are_left_out(tmp_path):
+    digits = '1' * 5_000
+    lines = ['{"step": 1, "a": ' + digits + '}', '{"step": ' + digits + '}', '[' * 99_999]
+    lines += ['{"step": 2, "a": -' + '1' * 400 + ', "b": 3}']
+    (tmp_path / logs.METRICS_FILE).write_text('\n'.join(lines) + '\n')
+    inf = float('inf')
+    assert logs.read_metrics(tmp_path) == [{'step': 1, 'a': inf}, {'step': 2, 'a': -inf, 'b': 3}]

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import types
 
 import chex
 import jax
@@ -11,7 +12,16 @@ import numpy as np
 import optax
 import pytest
 
-from mim_jax import checkpoints, data, experiment, nonfinite, replay, sharding, work_directory
+from mim_jax import (
+    checkpoints,
+    data,
+    experiment,
+    layout,
+    nonfinite,
+    replay,
+    sharding,
+    work_directory,
+)
 from mim_jax.averages import Average
 from mim_jax.errors import UserError
 from mim_jax.logs import read_metrics
@@ -178,3 +188,12 @@ def test_replay_refuses_what_is_no_run(tmp_path, capfd, monkeypatch):
     assert replay.main([f'--workdir={tmp_path / "none"}', '--step=3']) == 2
     assert 'config.json' in capfd.readouterr().err
     assert not (tmp_path / 'none').exists()
+
+
+def test_replay_refuses_a_step_of_another_length(tmp_path):
+    changed = {'after_step': 4, 'changed': ['train.total_steps: 4 -> 8']}
+    (tmp_path / layout.CHANGES_FILE).write_text(json.dumps(changed) + '\n')
+    trainer = types.SimpleNamespace(workdir=tmp_path, total=8)
+    for step in (1, 4, 5):  # there is no checkpoint: it would begin at the start
+        with pytest.raises(UserError, match=f'--step={step}: .* was lengthened after step 4, and'):
+            replay.replay(trainer, step, say=print)

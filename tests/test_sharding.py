@@ -1,5 +1,7 @@
 """The mesh, the rules for parameters, and what is said when they do not fit."""
 
+import types
+
 import jax
 import numpy as np
 import pytest
@@ -32,6 +34,12 @@ def test_one_process_may_use_fewer_devices():
 def test_meshes_that_do_not_fit(axes, said):
     with pytest.raises(UserError, match=said):
         mesh(**axes)
+
+
+def test_only_data_crosses_between_slices_of_tpus():
+    devices = [types.SimpleNamespace(platform='tpu', slice_index=i // 4) for i in range(8)]
+    with pytest.raises(UserError, match='data=1 is not divisible by the 2 slices of TPUs'):
+        sharding.make_mesh(MeshConfig(data=-1, fsdp=8), devices)
 
 
 @pytest.mark.parametrize('axes', [dict(data=-1, fsdp=-1), dict(data=0)])

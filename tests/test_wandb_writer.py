@@ -84,6 +84,26 @@ def test_a_run_that_resumes_keeps_its_id(wandb, workdir, tmp_path):
     assert all(run['resume'] == 'allow' for run in wandb)
 
 
+@pytest.mark.parametrize('failing', ['log', 'finish'])
+def test_a_failure_is_told_once_and_ends_nothing(failing, wandb, workdir, caplog, monkeypatch):
+    log = logger(workdir)
+    calls = []
+
+    def fail(*_):
+        calls.append(failing)
+        raise ConnectionResetError('Connection lost')
+
+    monkeypatch.setattr(log._wandb._run, failing, fail)
+    for step in (1, 2):
+        log.scalars(step, {'train/loss': 0.5})
+        log.pictures(step, {'mask': np.zeros((2, 3, 3), np.uint8)})
+    log.close()
+    assert calls == [failing] and caplog.text.count('failed (Connection lost)') == 1
+    (run,) = wandb
+    assert run['finished'] == 0 and len(run['logged']) == (0 if failing == 'log' else 4)
+    assert [line['step'] for line in logs.read_metrics(workdir)] == [1, 2]
+
+
 def test_only_where_it_is_asked_for(wandb, workdir):
     logger(workdir, None).close()
     logger(workdir, is_main=False).close()

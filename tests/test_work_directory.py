@@ -1,13 +1,14 @@
 """What is no work directory is told in one sentence, and left as it is."""
 
 import errno
+import fcntl
 import json
 import os
 import shutil
 
 import pytest
 
-from mim_jax import restoring, work_directory
+from mim_jax import layout, restoring, work_directory
 from mim_jax.checkpoints import CheckpointConfig
 from mim_jax.errors import UserError
 from mim_jax.experiment import Experiment, TrainConfig
@@ -48,7 +49,7 @@ def test_a_config_that_is_not_of_a_run(content, tmp_path):
 
 
 def test_a_damaged_config(tmp_path):
-    for content in (b'{"seed": 1', b'\xff\xfe'):
+    for content in (b'{"seed": 1', b'\xff\xfe', b'[' * 99_999):
         (tmp_path / work_directory.CONFIG_FILE).write_bytes(content)
         with pytest.raises(UserError, match='config.json cannot be read'):
             restoring.read_config(tmp_path)
@@ -107,6 +108,34 @@ def test_a_work_directory_is_for_one_run_at_a_time(tmp_path):
             pass
     with work_directory.locked(workdir):
         pass
+
+
+def test_a_lock_held_for_a_moment_is_waited_for(tmp_path, monkeypatch):
+    with open(tmp_path / work_directory.LOCK_FILE, 'w') as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        waits = []
+
+        def wait(seconds):
+            waits.append(seconds)
+            fcntl.flock(looking, fcntl.LOCK_UN)
+
+        monkeypatch.setattr(work_directory.time, 'sleep', wait)
+        with work_directory.locked(tmp_path):
+            assert len(waits) == 1
+
+
+def test_a_run_says_after_which_step_it_was_lengthened(tmp_path):
+    assert layout.lengthened_after(tmp_path) == 0
+    work_directory.claim(tmp_path, Experiment())
+    for keep, steps, after in ((5, None, 3), (5, 9, 4), (6, 9, 7), (6, 12, 8), (2, 12, 10)):
+        checkpoint = CheckpointConfig(keep=keep)
+        run = Experiment(checkpoint=checkpoint, train=TrainConfig(total_steps=steps))
+        work_directory.claim(tmp_path, run, after_step=after, extend=True)
+    assert layout.lengthened_after(tmp_path) == 8
+    for text in ('{', '[]', '{"after_step": 1}', '[' * 99_999):
+        (tmp_path / work_directory.CHANGES_FILE).write_text(text)
+        with pytest.raises(UserError, match='config_changes.jsonl cannot be read'):
+            layout.lengthened_after(tmp_path)
 
 
 def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog):

@@ -217,7 +217,7 @@ class _Files(dict):
         self.paths = paths
 
     def __missing__(self, name):
-        self[name] = _read(self.paths[name])
+        self[name] = read_file(self.paths[name])
         return self[name]
 
 
@@ -238,7 +238,8 @@ class _Strings:
         return os.fsdecode(self.block[start:end])
 
 
-def _read(path):
+def read_file(path):
+    """The bytes of a file; one that cannot be read is a CorruptImage."""
     try:
         # A pipe without a writer would be waited for for ever.
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), 'rb') as file:

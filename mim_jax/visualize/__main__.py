@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from mim_jax import data, teachers
+from mim_jax.data import folder
 from mim_jax.errors import UserError
 from mim_jax.visualize import draw, write
 from mim_jax.visualize.draw import write_png
@@ -33,7 +34,7 @@ class Files:
         return len(self._paths)
 
     def __getitem__(self, index: int) -> dict:
-        return {'image': self._paths[index].read_bytes()}
+        return {'image': folder.read_file(self._paths[index])}
 
     def describe(self, index: int) -> str:
         return str(self._paths[index])
@@ -44,18 +45,17 @@ def find_images(names: list[str]) -> list[Path]:
 
     Raises UserError for a name that is not there, or a folder without images.
     """
-    from mim_jax.data.folder import SUFFIXES
-
     paths = []
     for name in names:
         path = Path(name)
-        if not path.exists():
+        if not path.is_file() and not path.is_dir():
             raise UserError(f'--images={name}: there is no such file or folder.')
         found = [path]
         if path.is_dir():
-            found = sorted(p for p in path.rglob('*') if p.suffix.lower() in SUFFIXES)
+            images = (p for p in path.rglob('*') if p.suffix.lower() in folder.SUFFIXES)
+            found = sorted(p for p in images if p.is_file())
         if not found:
-            endings = ', '.join(SUFFIXES)
+            endings = ', '.join(folder.SUFFIXES)
             raise UserError(f'--images={name}: the folder holds no images ({endings}).')
         paths += found
     return paths
@@ -108,7 +108,9 @@ def _of_any_size(views, *, share):
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog='python -m mim_jax.visualize', description=__doc__.split('\n\n')[0]
+        prog='python -m mim_jax.visualize',
+        description=__doc__.split('\n\n')[0],
+        allow_abbrev=False,
     )
     add = parser.add_argument
     add('--workdir', help='work directory of the run')
@@ -127,6 +129,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if bool(arguments.workdir) == bool(arguments.teacher):
         parser.error('give either --workdir or --teacher.')
+    of_teachers = [n for n in ('mean', 'std', 'model', 'image_size') if getattr(arguments, n)]
+    if arguments.workdir and of_teachers:
+        parser.error(f'--{of_teachers[0]} needs --teacher: a run knows its own.')
+    if arguments.teacher and arguments.step is not None:
+        parser.error('--step needs --workdir.')
     if arguments.teacher and not arguments.images:
         parser.error('--teacher needs --images.')
     if not 1 <= arguments.num <= MAX_IMAGES:
@@ -160,10 +167,10 @@ def draw_run(arguments: argparse.Namespace) -> list[Path]:
         mesh=program.mesh,
         run=Path(arguments.workdir).resolve().name,
     )
-    folder = Path(arguments.workdir) / 'pictures'
+    out = Path(arguments.workdir) / 'pictures'
     if arguments.images:
-        folder /= 'images'  # beside the run's own pictures of the same step
-    return write(arguments.out or folder, sheets, step=step)
+        out /= 'images'  # beside the run's own pictures of the same step
+    return write(arguments.out or out, sheets, step=step)
 
 
 def draw_teacher(arguments: argparse.Namespace) -> list[Path]:

@@ -63,4 +63,7 @@ def test_chips_are_known_by_their_kind():
     assert chips.chip('TPU v5').memory == 95 * 2**30
     assert chips.chip('TPU v6 lite').network == 400e9
     assert chips.chip('NVIDIA H100 80GB HBM3').memory == 80e9
-    assert chips.chip('cpu') is None
+    assert chips.chip('NVIDIA H200').memory == 141e9
+    others = ('cpu', 'NVIDIA H100 PCIe', 'NVIDIA H100 NVL', 'NVIDIA H200 NVL', 'NVIDIA GH200 480GB')
+    others += ('NVIDIA H100 80GB HBM3 MIG 1g.10gb',)
+    assert [chips.chip(kind) for kind in others] == [None] * len(others)

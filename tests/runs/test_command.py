@@ -106,6 +106,9 @@ def test_no_folder_is_a_stack_trace(make, call, tmp_path):
     for number, content in enumerate((b'', b'{"seed": 1', b'\xff\xfe', b'[1]', b'[' * 99_999)):
         workdir = make(f'config{number}', 2, lines=LINES)
         (workdir / layout.CONFIG_FILE).write_bytes(content)
+    (make('changes', 4) / layout.CHANGES_FILE).write_text('[' * 99_999)
+    huge = make('huge', 4) / 'metrics.jsonl'
+    huge.write_text('{"step": 4, "train/loss": 1' + '0' * 400 + '}\n')
     workdir = make('metrics', 4)
     lines = b'{"step": 1, "train/loss": 1}\n\xff\n{"step": "x"}\n[]\n{"step": 2, "train/loss"'
     (workdir / 'metrics.jsonl').write_bytes(lines)
@@ -128,7 +131,22 @@ def test_no_folder_is_a_stack_trace(make, call, tmp_path):
     assert 'exported' not in shown
     assert shown['metrics'].split() == ['finished', '4/4', 'loss', '1']
     assert '4 damaged lines in metrics.jsonl' in text
+    assert shown['huge'].split() == ['finished', '4/4', 'loss', 'inf']
+    assert 'config_changes.jsonl cannot be read' in ' '.join(text.split())
     assert shown['of_another_version'].split() == ['stopped', '2']
+
+
+def test_a_lengthened_run_is_not_finished(make, call):
+    workdir = make('long', train={'total_epochs': 4})
+    checkpoint(workdir, 4, {'total_steps': 4})
+    assert rows(call()[1])['long'].split()[:2] == ['finished', '4/4']
+    changes = [{'after_step': 4, 'changed': ['train.total_epochs: 2 -> 4']}]
+    changes += [{'after_step': 4, 'changed': ['log.every_steps: 2 -> 4']}]
+    text = ''.join(json.dumps(line) + '\n' for line in changes)
+    (workdir / layout.CHANGES_FILE).write_text(text)
+    assert rows(call()[1])['long'].split() == ['stopped', '4', 'of', '4', 'epochs']
+    checkpoint(workdir, 8, {'total_steps': 8})
+    assert rows(call()[1])['long'].split()[:2] == ['finished', '8/8']
 
 
 def test_nothing_to_list(call, tmp_path):
@@ -226,6 +244,10 @@ def test_curves_of_several_runs(make, call, tmp_path):
         status == 2 and 'no run has it; there are eval/knn/top1, eval/knn/top5, train/loss' in error
     )
     assert 'must end in one of .png' in call('--plot=train/loss', '--out=curves.doc')[2]
+    (tmp_path / 'folder.png').mkdir()
+    for out in (tmp_path / 'folder.png', tmp_path / ('n' * 300) / 'curves.png'):
+        status, _, error = call('--plot=train/loss', f'--out={out}')
+        assert status == 2 and f'--out={out} cannot be written: ' in error
 
 
 def test_what_made_a_checkpoint(make, call):

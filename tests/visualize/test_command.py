@@ -1,4 +1,5 @@
 import dataclasses
+import os
 import sys
 import types
 
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mim_jax import panels
+from mim_jax import data, panels
 from mim_jax.data import Crop, DataConfig, View, eval_views
 from mim_jax.errors import UserError
 from mim_jax.visualize import __main__ as command
@@ -38,12 +39,12 @@ def load(config, *, second=None, names, num):
 @pytest.fixture
 def run(monkeypatch):
     """A restored run of step 7, of the embedded scenes."""
-    data = DataConfig(image_size=(32, 32))
+    config = DataConfig(image_size=(32, 32))
     program = types.SimpleNamespace(
-        run=types.SimpleNamespace(data=data, seed=0),
+        run=types.SimpleNamespace(data=config, seed=0),
         objective=Hidden(),
         mesh=None,
-        views=Hidden().views(data),
+        views=Hidden().views(config),
     )
     steps = []
 
@@ -126,3 +127,36 @@ def test_num_is_limited(capsys):
     with pytest.raises(SystemExit):
         command.main(['--workdir=x', '--num=0'])
     assert '--num' in capsys.readouterr().err
+
+
+def test_what_is_no_file_is_no_image(run, photos, tmp_path, monkeypatch):
+    (photos / 'deep' / 'a.png').mkdir()
+    assert [path.name for path in command.find_images([str(photos)])] == ['0.jpg', '1.jpg', '2.jpg']
+    os.mkfifo(tmp_path / 'pipe.png')
+    with pytest.raises(UserError, match='no such file'):
+        command.find_images([str(tmp_path / 'pipe.png')])
+    read = data.folder.read_file
+    lost = photos / 'deep' / '0.jpg'
+    # It may go, or be closed to the reader, once it was found.
+    monkeypatch.setattr(data.folder, 'read_file', lambda p: read(photos if p == lost else p))
+    config = DataConfig(image_size=(32, 32))
+    assert len(load(config, names=[str(photos)], num=3)['images']) == 2
+    with pytest.raises(UserError, match='None of the images can be read .*0.jpg'):
+        load(config, names=[str(lost)], num=1)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'said'),
+    [
+        (['--workdir=x', '--image_size=32'], '--image_size needs --teacher'),
+        (['--workdir=x', '--mean=0.5'], '--mean needs --teacher'),
+        (['--workdir=x', '--std=0.5'], '--std needs --teacher'),
+        (['--workdir=x', '--model={"heads": 3}'], '--model needs --teacher'),
+        (['--teacher=x', '--images=y', '--step=0'], '--step needs --workdir'),
+        (['--workdir=x', '--imag=y'], 'unrecognized arguments: --imag=y'),
+    ],
+)
+def test_flags_without_effect_are_refused(arguments, said, capsys):
+    with pytest.raises(SystemExit):
+        command.main(arguments)
+    assert said in capsys.readouterr().err
