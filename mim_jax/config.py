@@ -195,7 +195,7 @@ def override(config: ConfigDict, cls: type, assignments: list[tuple[str, str]]) 
         *parents, key = path.split('.')
         for depth, part in enumerate(parents):
             where = '.'.join(parents[: depth + 1])
-            field, part_kind = suggestions.field(kind, part, where, root=cls)
+            field, part_kind = suggestions.field(kind, part, where, root=cls, config=config)
             options = field.metadata.get('options')
             if not options and not dataclasses.is_dataclass(part_kind):
                 raise UserError(f'config.{kinds.shown(path)}: {part} is a value, not a section.')
@@ -211,7 +211,7 @@ def override(config: ConfigDict, cls: type, assignments: list[tuple[str, str]]) 
                     section['name'] = text
                     section.update(written(options[text]()))
             continue
-        field, kind = suggestions.field(kind, key, path, root=cls)
+        field, kind = suggestions.field(kind, key, path, root=cls, config=config)
         if field.metadata.get('options') or dataclasses.is_dataclass(kind):
             inner = ', '.join(sorted(_section(section, key, path)))
             raise UserError(f'config.{path} is a section: set one of its fields, {inner}.')

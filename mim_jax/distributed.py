@@ -97,18 +97,25 @@ def decided_by_main(failed: str) -> Iterator[bool]:
     if jax.process_count() == 1:
         yield True
         return
-    from jax.experimental import multihost_utils
-
     problem = None
     try:
         yield is_main()
     except UserError as error:
         problem = error
-    bad = bool(multihost_utils.broadcast_one_to_all(np.int32(problem is not None)))
+    bad = as_main_says(problem is not None)
     if problem is not None:
         raise problem
     if bad:
         raise UserError(f'{failed}, as process 0 says.')
+
+
+def as_main_says(answer: bool) -> bool:
+    """The answer of process 0, on every process. A collective."""
+    if jax.process_count() == 1:
+        return answer
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.broadcast_one_to_all(np.int32(answer)))
 
 
 def is_main() -> bool:

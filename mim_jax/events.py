@@ -25,7 +25,9 @@ class EventFile:
 
     def __init__(self, folder: str | Path, *, purge_step: int | None = None):
         Path(folder).mkdir(parents=True, exist_ok=True)
-        self._writer = EventsWriter(str(Path(folder) / 'events'))
+        # Its name has the second; two starts within one must not share a file.
+        suffix = f'.{time.time_ns()}'
+        self._writer = EventsWriter(str(Path(folder) / 'events'), filename_suffix=suffix)
         if purge_step is not None:
             start = SessionLog(status=SessionLog.START)
             self._write(purge_step, file_version='brain.Event:2')

@@ -61,8 +61,14 @@ def check(workdir: str | Path, found: dict[str, str]) -> None:
     before = recorded(workdir)
     changed = [name for name in found if before.get(name, found[name]) != found[name]]
     if changed:
+        hint = ''
+        if 'data' in changed:
+            hint = (
+                ' (of a plain folder of classes, data.eval_split and data.source.holdout say which '
+                'images are trained on)'
+            )
         words = ['training data' if n == 'data' else f'weights of the {n}' for n in changed]
         raise UserError(
             f'--workdir={workdir}: the {" and the ".join(words)} are not those with which this run '
-            'was started; bring these back, or choose another work directory.'
+            f'was started{hint}; bring these back, or choose another work directory.'
         )

@@ -29,9 +29,8 @@ def checkup(program: Program, state: TrainState, batch: Batch) -> dict[str, jax.
 
 def compiled_checkup(program: Program) -> Any:
     """`checkup` of (state, batch), compiled; every process gets all of what it returns."""
-    whole = jax.jit(
-        functools.partial(checkup, program), out_shardings=sharding.replicated(program.mesh)
-    )
+    function = sharding.on_mesh(functools.partial(checkup, program), program.mesh)
+    whole = jax.jit(function, out_shardings=sharding.replicated(program.mesh))
     return whole.trace(program.abstract_state, program.abstract_batch).lower().compile()
 
 

@@ -134,6 +134,8 @@ def parsed(text: str, kind: Any, path: str) -> Any:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         value = text  # no literal, or one nested without end
+        if text.lower().lstrip('+-') in ('inf', 'infinity', 'nan') and float in alternatives:
+            value = float(text)  # told as what it is
     try:
         for candidate in (value, text):
             for alternative in alternatives:

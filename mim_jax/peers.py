@@ -83,7 +83,7 @@ class _Watch:
     def part(self, why: str) -> None:
         """Tells the others that this process ends."""
         self._ends.set()
-        reason = (why.strip() or 'without a word').splitlines()[0]
+        reason = (why.strip() or 'without a word').splitlines()[0].rstrip('.')
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             self._client.key_value_set(f'{PARTED}{self._own}', reason)
         if self._own == 0:

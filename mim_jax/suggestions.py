@@ -5,6 +5,8 @@ import difflib
 from collections.abc import Iterator
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from mim_jax import kinds
 from mim_jax.errors import UserError
 
@@ -18,7 +20,6 @@ ALIASES = {
     'clip_grad': 'clip_norm',
     'color_jitter': 'colors.brightness',
     'data_path': 'source.path',
-    'data_set': 'source.name',
     'depths': 'depth',
     'dim': 'width',
     'drop_path_rate': 'drop_path',
@@ -51,41 +52,55 @@ ALIASES = {
 
 
 def field(
-    cls: type, key: str, path: str, *, root: type | None = None
+    cls: type, key: str, path: str, *, root: type, config: ConfigDict
 ) -> tuple[dataclasses.Field, Any]:
     """The field `key` of a section with its kind; `path` is where it was looked for.
 
     Raises UserError where there is none, with what was meant: a key of the section by another name,
-    one that lies deeper in it, or elsewhere in the config `root`.
+    of another option than the one that `config` chooses there, or one that lies deeper in the
+    section, or elsewhere in the config, whose class is `root`.
     """
     known = {field.name: (field, kind) for field, kind in kinds.fields(cls)}
     if key in known:
         return known[key]
     if ALIASES.get(key) not in known:
-        stem, wanted = path.removesuffix(key), {key, ALIASES.get(key)}
-        places = [*_places(cls, wanted, stem), *(_places(root, wanted, '') if root else ())]
-        # A key of another option of this very section is not to be looked for elsewhere.
-        if places and path not in [place.split(' ')[0] for place in places]:
-            text = kinds.shown(path)
-            raise UserError(f'config.{text}: there is no such key; did you mean {places[0]}?')
+        places = list(_places(root, {key, ALIASES.get(key)}, config))
+        head = f'config.{kinds.shown(path)}: there is no such key'
+        others = [chosen[-1] for where, chosen in places if where == path]
+        if others:
+            raise UserError(f'{head} here; it is one of {" and of ".join(others)}.')
+        stem = path.removesuffix(key)
+        # In this section, of options that the config chooses, near to its root.
+        places.sort(
+            key=lambda place: (not place[0].startswith(stem), len(place[1]), place[0].count('.'))
+        )
+        if places:
+            where, chosen = places[0]
+            of = f' (of {" and ".join(chosen)})' if chosen else ''
+            raise UserError(f'{head}; did you mean {where}{of}?')
     raise UserError(unknown(path, key, known))
 
 
-def _places(cls: type, wanted: set[str | None], start: str) -> Iterator[str]:
-    """Where keys of these names, or of these ends of a path, lie below a section: the nearest
-    first, with the options that they belong to.
+def _places(
+    root: type, wanted: set[str | None], config: ConfigDict
+) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Where keys of these names, or of these ends of a path, lie in a config, each with the options
+    that it belongs to and `config` does not choose.
     """
-    waiting = [(start, cls, ())]
+    waiting = [('', root, (), config)]
     while waiting:
-        stem, cls, chosen = waiting.pop(0)
+        stem, cls, chosen, section = waiting.pop(0)
         for field, kind in kinds.fields(cls):
             where = f'{stem}{field.name}'
             if any(name and f'.{where}'.endswith(f'.{name}') for name in wanted):
-                yield where + (f' (of {" and ".join(chosen)})' if chosen else '')
-            for name, inner in field.metadata.get('options', {'': kind}).items():
-                if dataclasses.is_dataclass(inner):
-                    of = (f'{field.name}.name={name}',) if name else ()
-                    waiting.append((f'{where}.', inner, chosen + of))
+                yield where, chosen
+            inner = section.get(field.name) if isinstance(section, ConfigDict) else None
+            current = inner.get('name') if isinstance(inner, ConfigDict) else None
+            for name, option in field.metadata.get('options', {'': kind}).items():
+                if not dataclasses.is_dataclass(option):
+                    continue
+                of = chosen if name in ('', current) else (*chosen, f'{where}.name={name}')
+                waiting.append((f'{where}.', option, of, None if of != chosen else inner))
 
 
 def unknown(path: str, key: str, known: Any, what: str = 'key') -> str:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from mim_jax import (
     assembly,
     checkpoints,
     data,
+    distributed,
     fingerprints,
     health,
     nonfinite,
@@ -107,6 +107,11 @@ class Trainer:
         lines = [line for line in read_metrics(self.workdir) if line['step'] == step]
         return any(name.startswith('eval/') for line in lines for name in line)
 
+    def _missed(self, step: int) -> bool:
+        """Whether the run was cut off in the evaluation of a step; the same on every process."""
+        missed = bool(self.evaluation.evaluators) and not self._evaluated(step)
+        return distributed.as_main_says(missed)
+
     def train(self, stop: Stop | None = None) -> None:
         """Trains to the end, or to SIGTERM or Ctrl-C, from wherever the work directory has come to.
 
@@ -183,6 +188,8 @@ class Trainer:
         if first == 0:
             # What is wrong with an evaluation is better said now than after days.
             self._evaluate()
+        elif self._is_due('evaluate') and self._missed(first):
+            self._look([name for name in ('evaluate', 'draw') if self._is_due(name)])
         put = functools.partial(sharding.put_batch, mesh=self.program.mesh)
         self.feed = data.device_prefetch(self.batches, put, check=stop.check)
         self._seen = first, self.feed.state
@@ -281,13 +288,9 @@ class Trainer:
         if minutes is None:
             return False
         overdue = time.monotonic() - self._saved_at > 60 * minutes
-        if jax.process_count() == 1:
-            return overdue
-        if self.done % self.run.log.every_steps:
+        if jax.process_count() > 1 and self.done % self.run.log.every_steps:
             return False  # asking the others takes its time
-        from jax.experimental import multihost_utils
-
-        return bool(multihost_utils.broadcast_one_to_all(np.int32(overdue)))
+        return distributed.as_main_says(overdue)
 
     def _start(self) -> tuple[TrainState, Any, dict[str, Any]]:
         """The state, the data and what the host keeps beside them (`_save`), from the newest

@@ -29,7 +29,8 @@ UNWRITABLE = {
 }
 
 # What may change between two starts in one work directory: nothing here alters the numbers of the
-# run beyond the order of floating-point sums.
+# run beyond the order of floating-point sums. (That data.eval_split says what a plain folder holds
+# out, and so what it trains on, is for the data's fingerprint to tell.)
 RESUMABLE = (
     r'(mesh|checkpoint|eval|log)\.',
     r'train\.skip_nonfinite:',  # how many there may be; none of them changes a parameter
@@ -74,12 +75,12 @@ def locked(workdir: str | Path) -> Iterator[None]:
     Raises UserError, on every process, where another run holds it, or `workdir` cannot be a
     directory to write in.
     """
-    with contextlib.ExitStack() as held:
+    with _told(workdir), contextlib.ExitStack() as held:
         with distributed.decided_by_main(f'--workdir={workdir}: it cannot be used') as decide:
             if decide:
-                held.enter_context(_locked(Path(workdir)))
-        with _told(workdir):
-            yield
+                with _told(workdir):  # what process 0 is told, the others are
+                    held.enter_context(_locked(Path(workdir)))
+        yield
 
 
 @contextlib.contextmanager
@@ -121,7 +122,8 @@ def _locked(workdir: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            file.truncate(0)
+            with contextlib.suppress(OSError):
+                file.truncate(0)
 
 
 def _lock(file: IO) -> None:

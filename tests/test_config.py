@@ -109,7 +109,7 @@ def test_override_reads_text_as_the_fields_type(path, text, value):
         ('inner', '1', 'is a section'),
         ('count.more', '1', 'is a value, not a section'),
         ('shape.name', 'cirle', 'did you mean circle?'),
-        ('shape.sides', '1', 'radius'),
+        ('shape.sides', '1', 'it is one of shape.name=box'),
     ],
 )
 def test_override_says_what_is_wrong(path, text, said):
@@ -207,10 +207,18 @@ def test_a_field_that_lives_in_a_section_is_found_there():
     from mim_jax.experiment import Experiment
 
     for path, place in (
-        ('data.path', r'data\.source\.path \(of source\.name=folder\)'),
-        ('objective.beta', r'objective\.distance\.beta \(of distance\.name=smooth_l1\)'),
+        ('data.path', r'data\.source\.path \(of data\.source\.name=folder\)'),
+        ('objective.beta', r'objective\.distance\.beta \(of objective\.distance\.name=smooth_l1\)'),
         ('data.scale', r'data\.crop\.scale'),
+        ('mask_ratio', r'objective\.masking\.ratio'),
+        ('target', r'objective\.target'),
     ):
         config = experiment.default_config('mae')
         with pytest.raises(UserError, match=rf'no such key; did you mean {place}\?'):
             configs.override(config, Experiment, [(path, '1')])
+
+
+def test_a_field_of_another_option_is_said_to_be_that():
+    config = experiment.default_config('mae')
+    with pytest.raises(UserError, match='no such key here; it is one of data.source.name='):
+        configs.override(config, experiment.Experiment, [('data.source.path', '/x')])

@@ -201,3 +201,32 @@ def test_state_of_a_method_is_resumed_too(tmp_path, monkeypatch):
         stopping.setattr(main, 'Stop', StopAtTwo)
         assert losses('parts') == {step: whole[step] for step in (1, 2)}
     assert losses('parts') == whole
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_a_signal_cut_off_is_made_up_for(tmp_path, monkeypatch):
+    from mim_jax import main
+    from mim_jax.stopping import Stop
+
+    monkeypatch.setenv('MIM_JAX_NUM_PROCESSES', '1')
+    config = TOKENIZER.replace(
+        'config.eval.evaluators = ()', "config.eval.evaluators = ('health',)"
+    )
+    (tmp_path / 'tokenizer.py').write_text(config)
+
+    def evaluated(name):
+        command = [f'--config={tmp_path / "tokenizer.py"}', f'--workdir={tmp_path / name}']
+        assert main.main([*command, '--config.eval.every_steps=2']) == 0
+        lines = read_metrics(tmp_path / name)
+        return [line for line in lines if any(key.startswith('eval/') for key in line)]
+
+    class StopAtTwo(Stop):
+        def received(self, step):
+            return 'SIGTERM' if step == 2 else None
+
+    whole = evaluated('whole')
+    assert [line['step'] for line in whole] == [0, 2, 4]
+    with monkeypatch.context() as stopping:
+        stopping.setattr(main, 'Stop', StopAtTwo)
+        assert evaluated('parts') == whole[:1]
+    assert evaluated('parts') == whole

@@ -6,6 +6,7 @@ recipe do. An alpha channel is dropped, of an animation the first frame is taken
 
 import io
 import struct
+import warnings
 
 import cv2
 import numpy as np
@@ -14,6 +15,9 @@ from PIL import Image
 # A small file can claim any size, and decoding it would take all memory: 134 million pixels are
 # more than any camera's, and 400 MB.
 MAX_PIXELS = 2**27
+
+# Which is where images are refused; Pillow would warn of two thirds of it.
+warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
 
 _GREY = {
     1: cv2.IMREAD_GRAYSCALE,

@@ -67,8 +67,10 @@ class Folder:
                 'config.data.source.path is not set: give the folder that holds the images, one '
                 'sub-folder per class or all in one'
             )
+        # The images of an undivided folder are those held out and `train`, the others.
         evaluated = data.eval_split not in (None, data.split)
-        return ImageFolder(self, split=split, holdout=self.holdout if evaluated else 0)
+        divided = evaluated and 'train' in (data.split, data.eval_split)
+        return ImageFolder(self, split=split, holdout=self.holdout if divided else 0)
 
     def assumed_fields(self):
         """Those that the section brings, and a label of as many classes as ImageNet has."""
@@ -111,7 +113,7 @@ class ImageFolder:
         names, labels, empty = [], [], []
         for name in class_names(self.root):
             found = _images_below(self.root, name)
-            if not found and self.root == training:
+            if not found and self.root in (training, path):
                 empty.append(os.path.join(self.root, name))
             if found and name not in classes:
                 raise UserError(
@@ -175,7 +177,7 @@ class ImageFolder:
             f'(data.source.holdout={holdout:g})'
         )
         kept = np.flatnonzero(held != (split == 'train'))
-        return [names[i] for i in kept], labels if labels is None else labels[kept]
+        return [names[i] for i in kept], labels[kept]
 
     def __len__(self):
         return len(self._names)
@@ -241,13 +243,17 @@ class _Strings:
 def read_file(path):
     """The bytes of a file; one that cannot be read is a CorruptImage."""
     try:
-        # A pipe without a writer would be waited for for ever.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), 'rb') as file:
+        with open(path, 'rb', opener=_open) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise CorruptImage(f'{path}: not a file of bytes')
             return file.read()
     except OSError as error:
         raise CorruptImage(f'{path}: {error.strerror or error}') from error
+
+
+def _open(path, flags):
+    # A pipe without a writer would be waited for for ever.
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _existing(path, field, what):

@@ -6,21 +6,20 @@ import os
 import numpy as np
 
 
-def held_out(names: list[str], labels: np.ndarray | None, *, share: float, seed: int) -> np.ndarray:
+def held_out(names: list[str], labels: np.ndarray, *, share: float, seed: int) -> np.ndarray:
     """bool [N], True for about `share` of the images of every class.
 
-    Whether an image is one of them is told by its name and the seed alone, so that adding others
-    moves none. In classes so small that this would take all images, or none, one stays for training
-    and then, if there are two, one is held out: those whose numbers are the highest and the lowest.
-    There an added image may take another's place.
+    Whether an image is one of them is told by its path below the folder, class included, and the
+    seed alone, so that adding others moves none. In classes so small that this would take all
+    images, or none, one stays for training and then, if there are two, one is held out: those whose
+    numbers are the highest and the lowest. There an added image may take another's place.
 
-    labels: int [N], or None: all are of one class.
+    labels: int [N].
     """
     numbers = np.array([_number(name, seed) for name in names])
     held = numbers < share
-    groups = np.zeros(len(names), int) if labels is None else labels
-    order = np.lexsort((numbers, groups))
-    for members in np.split(order, np.flatnonzero(np.diff(groups[order])) + 1):
+    order = np.lexsort((numbers, labels))
+    for members in np.split(order, np.flatnonzero(np.diff(labels[order])) + 1):
         if len(members) > 1:
             held[members[0]] = share > 0
         held[members[-1:]] = False

@@ -59,7 +59,8 @@ class Tfds:
         if not self.dataset:
             return assumed
         try:
-            return tuple(_fields(_builder(self.dataset, self.path).info, maps).values())
+            with _metadata(self.dataset, self.path):
+                return tuple(_fields(_builder(self.dataset, self.path).info, maps).values())
         except UserError:
             return assumed
 
@@ -93,6 +94,8 @@ class TfdsImages:
     """
 
     def __init__(self, name, *, data_dir=None, split, maps=None):
+        import tensorflow_datasets  # noqa: F401 (what hinders that is no damage of the data)
+
         with _metadata(name, data_dir):
             builder = _builder(name, data_dir)
             shards = _shards(builder, name, split)

@@ -73,9 +73,10 @@ class Robustness:
                     classes_of(class_names(path), names, field=f'{FIELD}.c', path=path)
 
     def judge(self, judged: Judged) -> Iterator[tuple[str, float]]:
-        """Yields ('top1_SET', share in 0..1) for each set but c; for c ('error_c_CORRUPTION', the
-        mean over severities of 1 - top-1), their mean ('error_c', …), and ('mce', the mean of the
-        corruptions' errors, each divided by AlexNet's).
+        """Yields ('top1_SET', share in 0..1) for each set, c's the mean over corruptions and
+        severities; then for c ('error_c_CORRUPTION', the mean over severities of 1 - top-1), their
+        mean ('error_c', …), and ('mce', the mean of the corruptions' errors, each divided by
+        AlexNet's).
         """
         names = _names(judged.objective)
         for name in self._sets():
@@ -94,7 +95,9 @@ class Robustness:
                 classes = classes_of(source.classes, names, field=f'{FIELD}.c', path=path)
                 of_severity.append(1 - self._top1(judged, source, classes, crop=whole))
             errors[corruption] = statistics.fmean(of_severity)
-            yield f'error_c_{corruption}', errors[corruption]
+        yield 'top1_c', 1 - statistics.fmean(errors.values())
+        for corruption, error in errors.items():
+            yield f'error_c_{corruption}', error
         yield 'error_c', statistics.fmean(errors.values())
         yield 'mce', statistics.fmean(errors[name] / ALEXNET_ERRORS[name] for name in errors)
 

@@ -54,7 +54,7 @@ def changed(lab, number, draws):
 @fault(
     'dataset vanishes under the run',
     expected='ends in one sentence that names an image, status 2; once it is back the same command '
-    'ends as a run that nothing happened to, bit for bit',
+    'resumes',
     trials=4,
     short=1,
 )
@@ -153,7 +153,7 @@ def workers_of(process):
 
 @fault(
     'data worker killed',
-    expected='ends in one sentence, status 2, within a minute; the same command resumes',
+    expected='ends in one sentence, status 2, within a minute, and no worker is left',
     trials=4,
     short=1,
 )

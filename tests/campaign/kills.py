@@ -19,7 +19,8 @@ def interrupt(lab: Lab, folder, moment, draws, number, *, processes):
         delay = draws.uniform(0, seconds)
         first.reached(lambda: first.age > delay)
     else:
-        first.reached(lambda: _came(moment, step, first.output, folder / 'work/checkpoints'))
+        came = first.reached(lambda: _came(moment, step, first.output, folder / 'work/checkpoints'))
+        assert came or 'save' in moment, f'no {moment} was seen:\n{first.output}'
         pause = first.age + draws.uniform(0, {'compile': 0.4, 'evaluation': 0.2}.get(moment, 0.05))
         first.reached(lambda: first.age > pause)
     for process in run:
@@ -32,7 +33,7 @@ def _came(moment, step, output, checkpoints):
     if moment == 'compile':
         return 'compiling the step' in output
     if moment == 'evaluation':
-        return f'\nstep {EVALUATED}/{STEPS}' in output
+        return f'\nstep {EVALUATED:>2}/{STEPS}' in output
     if f'\nstep {step:>2}/{STEPS}' not in output:
         return False
     written = {'save': '*.orbax-checkpoint-tmp*', 'iterator save': '*tmp*/progress*'}

@@ -42,6 +42,7 @@ def records(folder):
                 (root / 'whole' / '1.0.0' / name).write_bytes(content)
                 section = Tfds(dataset='whole:1.0.0', path=str(root))
                 config = DataConfig(source=section, crop=Crop(mode='resize'), image_size=(8, 8))
+                section.assumed_fields()
                 source = make_source(config, split='train')
                 elements = EvalElements(source, config, {'images': config.view()})
                 source.fingerprint()
