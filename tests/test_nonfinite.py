@@ -159,7 +159,7 @@ def test_a_run_stops_before_it_and_goes_on_without_it(
     assert [line.get('train/refused_steps') for line in lines[0]] == [None, 1, 1]
     chex.assert_trees_all_equal(*(checkpoints.restore_variables(d)[0] for d in (whole, parts)))
     shutil.rmtree(whole / 'checkpoints' / '7')
-    with pytest.raises(UserError, match='1 of its steps .* skip_nonfinite = 0 allows'):
+    with pytest.raises(UserError, match='1 of its steps .*skip_nonfinite = 0 allows'):
         train(config(0), whole)
 
 
