@@ -22,7 +22,9 @@ def test_a_source_and_its_fields_are_named_on_the_command_line():
     assert changed('source.name=tfds', 'source.dataset=x').source == Tfds(dataset='x')
     with pytest.raises(UserError, match='source.name=fodler: .* did you mean folder'):
         changed('source.name=fodler')
-    with pytest.raises(UserError, match='source.path: .* num_test, num_train'):
+    with pytest.raises(
+        UserError, match='source.path: .* it is one of source.name=folder and of source.name=tfds'
+    ):
         changed('source.path=DIR')
 
 

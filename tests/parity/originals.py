@@ -56,11 +56,11 @@ class OpenAIVision(nn.Module):
     def __init__(self, width, heads, depth, patch, grid, projection, activation):
         super().__init__()
         self.conv1 = nn.Conv2d(3, width, patch, patch, bias=False)
-        self.class_embedding = nn.Parameter(torch.empty(width))
-        self.positional_embedding = nn.Parameter(torch.empty(grid[0] * grid[1] + 1, width))
+        self.class_embedding = nn.Parameter(torch.zeros(width))
+        self.positional_embedding = nn.Parameter(torch.zeros(grid[0] * grid[1] + 1, width))
         self.ln_pre, self.ln_post = nn.LayerNorm(width), nn.LayerNorm(width)
         self.transformer = OpenAITransformer(width, heads, depth, activation)
-        self.proj = nn.Parameter(torch.empty(width, projection))
+        self.proj = nn.Parameter(torch.zeros(width, projection))
 
     def forward(self, images):
         """(tokens after every block with the class token first, the projected class token)."""
@@ -82,9 +82,9 @@ class OpenAICLIP(nn.Module):
         self.visual = OpenAIVision(width, heads, depth, patch, grid, projection, act)
         self.transformer = OpenAITransformer(64, 1, 2, act)
         self.token_embedding = nn.Embedding(30, 64)
-        self.positional_embedding = nn.Parameter(torch.empty(10, 64))
+        self.positional_embedding = nn.Parameter(torch.zeros(10, 64))
         self.ln_final = nn.LayerNorm(64)
-        self.text_projection = nn.Parameter(torch.empty(64, projection))
+        self.text_projection = nn.Parameter(torch.zeros(64, projection))
         self.logit_scale = nn.Parameter(torch.ones([]))
 
     def encode_text(self, ids):
@@ -100,7 +100,7 @@ class OpenAICLIP(nn.Module):
 class Scale(nn.Module):
     def __init__(self, width):
         super().__init__()
-        self.gamma = nn.Parameter(torch.empty(width))
+        self.gamma = nn.Parameter(torch.zeros(width))
 
 
 def offset_index(grid):
@@ -122,10 +122,10 @@ class TimmAttention(nn.Module):
         self.heads, self.bias = heads, bias
         self.qkv = nn.Linear(width, 3 * width, bias=bias == 'all')
         if bias == 'qv':
-            self.q_bias = nn.Parameter(torch.empty(width))
-            self.v_bias = nn.Parameter(torch.empty(width))
+            self.q_bias = nn.Parameter(torch.zeros(width))
+            self.v_bias = nn.Parameter(torch.zeros(width))
         if table:
-            self.relative_position_bias_table = nn.Parameter(torch.empty(table, heads))
+            self.relative_position_bias_table = nn.Parameter(torch.zeros(table, heads))
         self.proj = nn.Linear(width, width)
 
     def forward(self, x, bias):
@@ -145,8 +145,8 @@ class TimmBlock(nn.Module):
         self.mlp = FeedForward(width, ('fc1', 'fc2'), activation)
         self.scale = scale
         if scale == 'gamma':
-            self.gamma_1 = nn.Parameter(torch.empty(width))
-            self.gamma_2 = nn.Parameter(torch.empty(width))
+            self.gamma_1 = nn.Parameter(torch.zeros(width))
+            self.gamma_2 = nn.Parameter(torch.zeros(width))
         elif scale == 'ls':
             self.ls1, self.ls2 = Scale(width), Scale(width)
 
@@ -195,19 +195,19 @@ class TimmViT(nn.Module):
         self.grid, self.registers, self.class_row = grid, registers, class_row
         self.patch_embed = nn.Module()
         self.patch_embed.proj = nn.Conv2d(3, width, patch, patch, bias=not pre_norm)
-        self.cls_token = nn.Parameter(torch.empty(1, 1, width))
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         if positions:
             entries = grid[0] * grid[1] + class_row
-            self.pos_embed = nn.Parameter(torch.empty(1, entries, width))
+            self.pos_embed = nn.Parameter(torch.zeros(1, entries, width))
         if registers:
-            setattr(self, registers[0], nn.Parameter(torch.empty(1, registers[1], width)))
+            setattr(self, registers[0], nn.Parameter(torch.zeros(1, registers[1], width)))
         if mask_token:
-            self.mask_token = nn.Parameter(torch.empty(*mask_token, width))
+            self.mask_token = nn.Parameter(torch.zeros(*mask_token, width))
         if pre_norm:
             self.norm_pre = nn.LayerNorm(width, eps)
         if tables in ('shared', 'both'):
             self.rel_pos_bias = nn.Module()
-            self.rel_pos_bias.relative_position_bias_table = nn.Parameter(torch.empty(table, heads))
+            self.rel_pos_bias.relative_position_bias_table = nn.Parameter(torch.zeros(table, heads))
         own = table if tables in ('per_block', 'both') else None
         self.blocks = nn.ModuleList(
             TimmBlock(width, heads, bias, scale, own, eps, ACTIVATIONS[activation])
