@@ -198,7 +198,7 @@ class TimmViT(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         if positions:
             entries = grid[0] * grid[1] + class_row
-            self.pos_embed = nn.Parameter(torch.zeros(1, entries, width))
+            self.pos_embed = nn.Parameter(0.1 * torch.randn(1, entries, width))
         if registers:
             setattr(self, registers[0], nn.Parameter(torch.zeros(1, registers[1], width)))
         if mask_token:
