@@ -1,8 +1,11 @@
 """The line in which a run that is done says what came of it."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from mim_jax.terminal import COLUMNS
 
 
 def last_words(lines: Sequence[Mapping[str, Any]], *, total: int, workdir: str | Path) -> str:
@@ -21,7 +24,11 @@ def last_words(lines: Sequence[Mapping[str, Any]], *, total: int, workdir: str |
         figures.append(f'{name.removeprefix("eval/")} {seen[total]:.4g}{beside}')
     losses = [line['train/loss'] for line in lines if line.get('train/loss') is not None]
     figures += [f'loss {losses[-1]:.4g}'] if losses else []
-    return f'done: {", ".join([*figures, f"all of it is in {workdir}"])}'
+    said = f'done: {", ".join([*figures, f"all in {workdir}"])}'
+    # A path is not broken, it may be copied.
+    return textwrap.fill(
+        said, COLUMNS, subsequent_indent='  ', break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _headlines(lines: Sequence[Mapping[str, Any]], total: int) -> list[str]:

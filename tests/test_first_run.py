@@ -18,7 +18,6 @@ def recorder():
 PAGE = DOCS / 'first_run.md'
 
 
-@pytest.mark.skipif(not PAGE.exists(), reason='no first run is recorded here')
 def test_the_page_shows_whole_runs_in_80_columns():
     page = PAGE.read_text(encoding='utf-8')
     first, again = re.findall(r'```\n(.*?)\n```', page, re.DOTALL)

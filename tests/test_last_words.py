@@ -11,12 +11,12 @@ LINES = [
 
 def test_last_and_best_headlines_of_every_evaluator_and_where_all_is():
     assert last_words(LINES, total=10, workdir='runs/x') == (
-        'done: knn/top1 0.5 (best 0.75 at step 5, at first 0.1), health/rankme 9 (at first 5), '
-        'loss 1.25, all of it is in runs/x'
+        'done: knn/top1 0.5 (best 0.75 at step 5, at first 0.1), health/rankme 9 (at\n'
+        '  first 5), loss 1.25, all in runs/x'
     )
 
 
 def test_a_run_without_evaluations():
     lines = [line for line in LINES if 'train/loss' in line]
-    assert last_words(lines, total=10, workdir='x') == 'done: loss 1.25, all of it is in x'
-    assert last_words([], total=10, workdir='x') == 'done: all of it is in x'
+    assert last_words(lines, total=10, workdir='x') == 'done: loss 1.25, all in x'
+    assert last_words([], total=10, workdir='x') == 'done: all in x'
