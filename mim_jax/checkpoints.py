@@ -12,8 +12,9 @@ import dataclasses
 import itertools
 import os
 import re
+import warnings
 from collections.abc import Iterable, Iterator
-from logging import LogRecord
+from logging import CRITICAL, LogRecord, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +235,9 @@ class Checkpoints:
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:
+            # The other writes of this save fail too or never begin: Python would tell of each.
+            getLogger('asyncio').setLevel(CRITICAL)
+            warnings.filterwarnings('ignore', 'coroutine .* was never awaited', RuntimeWarning)
             self._check_there()
             raise UserError(
                 f'{self._workdir}: a checkpoint could not be written ({_reason(error)}); '
