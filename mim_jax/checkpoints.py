@@ -22,39 +22,17 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
-from orbax.checkpoint import checkpoint_managers as preservation
 
-from mim_jax import distributed, integrity, provenance
+from mim_jax import distributed, integrity, preservation, provenance
 from mim_jax.clock import Clock
 from mim_jax.errors import UserError
 from mim_jax.layout import checkpoints as directory
 from mim_jax.layout import saved_steps
-from mim_jax.ranges import Count, Examples, NotNegative, Number, Percent, Positive
+from mim_jax.preservation import CheckpointConfig
 from mim_jax.train_step import TrainState
 
 # Frozen collections are not saved.
 FROZEN = ('teacher',)
-
-
-@dataclasses.dataclass(frozen=True)
-class CheckpointConfig:
-    """Config section `checkpoint`: save every so often; and always before an evaluation or
-    pictures, at the end, and when SIGTERM or Ctrl-C stops the run.
-
-    every_minutes: save as well when so long nothing was saved; none: not by the clock.
-    The newest `keep` checkpoints stay, and beyond them one at every `milestone_*`.
-    """
-
-    every_minutes: Positive | None = 10.0
-    every_steps: Number | None = None
-    every_epochs: NotNegative | None = None
-    every_examples: Examples | None = None
-    every_percent: Percent | None = None
-    keep: Count = 2
-    milestone_steps: Number | None = None
-    milestone_epochs: NotNegative | None = None
-    milestone_examples: Examples | None = None
-    milestone_percent: Percent | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,12 +51,7 @@ def find_together(workdir: str | Path) -> Found:
     with distributed.decided_by_main(f'{workdir}: its checkpoints are damaged') as decide:
         if decide:
             found = find(workdir)
-    if jax.process_count() == 1:
-        return found
-    from jax.experimental import multihost_utils
-
-    step = np.int32(-1 if found.step is None else found.step)
-    step = int(multihost_utils.broadcast_one_to_all(step))
+    step = distributed.as_main_says(-1 if found.step is None else found.step)
     return Found(None if step < 0 else step, found.damaged)
 
 
@@ -135,7 +108,7 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             directory(workdir),
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=_preserved(workdir, config, clock),
+                preservation_policy=preservation.policy(workdir, config, clock),
                 # A half-written checkpoint of a killed run is removed at the next start.
                 cleanup_tmp_directories=True,
                 enable_async_checkpointing=True,
@@ -354,30 +327,6 @@ def _readable(workdir: str | Path, step: int) -> Iterator[None]:
         raise UserError(
             f'{workdir}: the checkpoint of step {step} cannot be restored ({reason}); {advice}'
         ) from error
-
-
-def _preserved(
-    workdir: str | Path, config: CheckpointConfig, clock: Clock | None
-) -> preservation.PreservationPolicy:
-    """Which checkpoints stay. One that was a milestone at the length that its run had then stays
-    one, also where the run was lengthened and its milestones lie elsewhere now.
-    """
-    kept = [preservation.LatestN(config.keep)]
-    if clock is not None:
-
-        def milestone(total_steps: int) -> int | None:
-            at_length = dataclasses.replace(clock, total_steps=total_steps)
-            return at_length.steps(config, 'milestone', path='checkpoint')
-
-        def was_milestone(step: int) -> bool:
-            record = provenance.read(directory(workdir) / str(step)) or {}
-            then = milestone(record.get('total_steps', clock.total_steps))
-            return bool(then) and step % then == 0
-
-        kept.append(preservation.CustomSteps(list(filter(was_milestone, saved_steps(workdir)))))
-        if now := milestone(clock.total_steps):
-            kept.append(preservation.EveryNSteps(now))
-    return preservation.AnyPreservationPolicy(kept)
 
 
 def _set_aside(workdir: str | Path, steps: Iterable[int]) -> None:

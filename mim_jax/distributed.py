@@ -109,13 +109,13 @@ def decided_by_main(failed: str) -> Iterator[bool]:
         raise UserError(f'{failed}, as process 0 says.')
 
 
-def as_main_says(answer: bool) -> bool:
-    """The answer of process 0, on every process. A collective."""
+def as_main_says(answer: int) -> int:
+    """The answer of process 0, on every process; a bool stays one. A collective."""
     if jax.process_count() == 1:
         return answer
     from jax.experimental import multihost_utils
 
-    return bool(multihost_utils.broadcast_one_to_all(np.int32(answer)))
+    return type(answer)(multihost_utils.broadcast_one_to_all(np.int32(answer)))
 
 
 def is_main() -> bool:

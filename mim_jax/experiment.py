@@ -8,7 +8,6 @@ from ml_collections import ConfigDict
 from mim_jax import config as configs
 from mim_jax import suggestions
 from mim_jax.averages import Average
-from mim_jax.checkpoints import CheckpointConfig
 from mim_jax.config import choice
 from mim_jax.data import DataConfig
 from mim_jax.errors import UserError
@@ -17,6 +16,7 @@ from mim_jax.logs import LogConfig
 from mim_jax.models.vit import ViT
 from mim_jax.objectives import OBJECTIVES
 from mim_jax.optimizers import OptimizerConfig
+from mim_jax.preservation import CheckpointConfig
 from mim_jax.ranges import Batch, Examples, NotNegative, Number, Percent, Seed
 from mim_jax.sharding import MeshConfig
 from mim_jax.warm_start import InitConfig

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mim_jax import sharding
+from mim_jax import norms, sharding
 from mim_jax.evaluators.health import effective_rank
 from mim_jax.program import Program
 from mim_jax.train_step import Batch, TrainState
@@ -32,6 +32,18 @@ def compiled_checkup(program: Program) -> Any:
     function = sharding.on_mesh(functools.partial(checkup, program), program.mesh)
     whole = jax.jit(function, out_shardings=sharding.replicated(program.mesh))
     return whole.trace(program.abstract_state, program.abstract_batch).lower().compile()
+
+
+def line(program: Program, blocks: dict[str, Any], found: dict[str, Any]) -> dict[str, float]:
+    """What a line of the log says, as 'health/NAME': of a step's norms by block (see `TrainStep`)
+    and of a checkup; each may be {}.
+    """
+    trained = program.step.trained(program.abstract_state.variables['params'])
+    values = figures(jax.device_get(found)) if found else {}
+    for kind, of_blocks in jax.device_get(blocks).items():
+        for name, value in zip(norms.names(trained), of_blocks, strict=True):
+            values[f'health/{kind}/{name}'] = float(value)
+    return values
 
 
 def figures(found: dict[str, np.ndarray]) -> dict[str, float]:

@@ -34,6 +34,7 @@ def record(
     the step.
     """
     path = Path(workdir) / FOLDER / f'{step}.json'
+    look = f'{command(workdir, step)} repeats it and looks for those to blame.'
     content = {
         'step': step,
         'metrics': {name: v if math.isfinite(v) else str(v) for name, v in metrics.items()},
@@ -45,5 +46,5 @@ def record(
             path.parent.mkdir(exist_ok=True)
             path.write_text(json.dumps(content) + '\n', encoding='utf-8')
         except OSError as error:  # what matters, the state, is yet to be saved
-            return f'{path} could not be written ({error.strerror})'
-    return f'{path} has the images of its batch'
+            return f'{path} could not be written ({error.strerror}); {look}'
+    return f'{path} has the images of its batch; {look}'

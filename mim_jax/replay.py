@@ -3,8 +3,9 @@ a loss or gradient that is not finite.
 
     python -m mim_jax.replay --workdir=DIR --step=N
 
-The run goes on from its newest checkpoint before that step, or from its start, in memory: nothing
-is written. The numbers are those of the run, to the last bit on the same devices.
+The run goes on from its newest intact checkpoint before that step, or from its start, in memory;
+what a killed run left half-written is removed, as by any start. The numbers are those of the run
+with the config that the directory has now, to the last bit on the same devices.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mim_jax import checkpoints, data, distributed, layout, norms, sharding, work_directory
+from mim_jax import checkpoints, distributed, layout, norms, sharding, work_directory
 from mim_jax.errors import UserError
 from mim_jax.losses import Weighted
 from mim_jax.main import use_compilation_cache
@@ -147,14 +148,7 @@ def _told(what: str, wrong: list[str]) -> str:
 def _after(trainer: Trainer, step: int) -> tuple[TrainState, Any]:
     """The state of the checkpoint of a step (0: of the start), and the batches from there."""
     program = trainer.program
-    batches = data.train_batches(
-        trainer.source,
-        trainer.run.data,
-        views=program.views,
-        seed=trainer.run.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
+    batches = trainer.all_batches()
     if not step:
         start = trainer.start or program.start()
         return program.init(trainer.pretrained, start and start.params), batches

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from mim_jax import checkpoints, data, experiment, work_directory
+from mim_jax import checkpoints, data, experiment, layout
 from mim_jax.experiment import Experiment
 from mim_jax.program import Program
 from mim_jax.sharding import MeshConfig
@@ -15,7 +15,7 @@ from mim_jax.sharding import MeshConfig
 
 def read_config(workdir: str | Path) -> Experiment:
     """The config of the run in a work directory. Raises UserError if there is none."""
-    return experiment.from_config(ConfigDict(work_directory.read(workdir)))
+    return experiment.from_config(ConfigDict(layout.read_config(workdir)))
 
 
 def restore_run(

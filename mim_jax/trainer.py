@@ -17,7 +17,6 @@ from mim_jax import (
     fingerprints,
     health,
     nonfinite,
-    norms,
     provenance,
     sharding,
     wandb_writer,
@@ -97,10 +96,9 @@ class Trainer:
 
     def kept(self) -> str:
         """What is left of this run if it ends now."""
-        steps = checkpoints.saved_steps(self.workdir)
-        if not steps:
-            return 'nothing was saved yet'
-        return f'the checkpoint of step {steps[-1]} is kept, the same command goes on from it'
+        some = checkpoints.saved_steps(self.workdir)
+        goes_on = ', the same command goes on from it' if some else ''
+        return checkpoints.newest(self.workdir) + goes_on
 
     def _evaluated(self, step: int) -> bool:
         """Whether there are figures of an evaluation at a step, by this process or another."""
@@ -292,11 +290,9 @@ class Trainer:
             return False  # asking the others takes its time
         return distributed.as_main_says(overdue)
 
-    def _start(self) -> tuple[TrainState, Any, dict[str, Any]]:
-        """The state, the data and what the host keeps beside them (`_save`), from the newest
-        checkpoint or from the beginning.
-        """
-        batches = data.train_batches(
+    def all_batches(self) -> Any:
+        """This process's batches as read, from the first step on."""
+        return data.train_batches(
             self.source,
             self.run.data,
             views=self.program.views,
@@ -304,6 +300,12 @@ class Trainer:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
+
+    def _start(self) -> tuple[TrainState, Any, dict[str, Any]]:
+        """The state, the data and what the host keeps beside them (`_save`), from the newest
+        checkpoint or from the beginning.
+        """
+        batches = self.all_batches()
         step = self.found.step
         if step is None:
             fingerprints.record(self.workdir, self.fingerprints)
@@ -362,29 +364,17 @@ class Trainer:
                 values['train/refused_steps'] = self.refused
             if self.batches.num_corrupt:
                 values['data/corrupt_images'] = self.batches.num_corrupt
-            values |= self.speed.measure(step) | self._health(blocks, checkup)
+            values |= self.speed.measure(step) | health.line(self.program, blocks, checkup)
             self.logger.scalars(step, values)
             for warning in self.watch.add({'step': step, **values}):
                 self.logger.message(warning)
-
-    def _health(self, blocks: dict, checkup: dict) -> dict[str, float]:
-        """How the run fares by the norms of a step and by a checkup of some of its images."""
-        trained = self.program.step.trained(self.program.abstract_state.variables['params'])
-        names = norms.names(trained)
-        found = health.figures(jax.device_get(checkup)) if checkup else {}
-        for kind, values in jax.device_get(blocks).items():
-            for name, value in zip(names, values, strict=True):
-                found[f'health/{kind}/{name}'] = float(value)
-        return found
 
     def _refused(self, step: int, metrics: dict[str, float]) -> None:
         """Records a step that `TrainStep` refused. One too many ends the run, in whose state no
         step has moved since.
         """
         wrong = nonfinite.wrong(metrics)
-        record = nonfinite.record(self.workdir, step, metrics, self.batches.items(step - 1))
-        look = f'{record}; {nonfinite.command(self.workdir, step)} repeats it and looks for those '
-        look += 'to blame.'
+        look = nonfinite.record(self.workdir, step, metrics, self.batches.items(step - 1))
         allowed = self.run.train.skip_nonfinite
         if self.refused < allowed:
             self.refused += 1

@@ -18,8 +18,7 @@ from absl import logging
 from mim_jax import checkpoints, config, distributed
 from mim_jax.errors import UserError
 from mim_jax.folders import check_folder
-from mim_jax.layout import CHANGES_FILE, CONFIG_FILE, LENGTH, LOCK_FILE
-from mim_jax.layout import read_config as read
+from mim_jax.layout import CHANGES_FILE, CONFIG_FILE, LENGTH, LOCK_FILE, read_config
 from mim_jax.models.vit import ViT
 
 # What the system says where a disk is full, a quota used up, a file too large, or a device is
@@ -173,7 +172,7 @@ def completed(workdir: str | Path, run: Any) -> Any:
     Raises UserError where this version cannot read it.
     """
     try:
-        return config.build(type(run), read(workdir), path='')
+        return config.build(type(run), read_config(workdir), path='')
     except UserError as error:
         raise UserError(
             f'--workdir={workdir} holds a run whose config this version cannot read ({error}); '
@@ -187,8 +186,9 @@ def as_dict(run: Any) -> dict[str, Any]:
 
 
 def section(workdir: str | Path, name: str) -> Mapping[str, Any]:
-    """One of the sections of the run's config, as plain values. Raises UserError as `read` does."""
-    return read(workdir)[name]
+    """One of the sections of the run's config, as plain values. Raises UserError as
+    `layout.read_config` does."""
+    return read_config(workdir)[name]
 
 
 def load_encoder(

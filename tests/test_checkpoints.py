@@ -11,6 +11,7 @@ import pytest
 from mim_jax import checkpoints, experiment, integrity, logs, work_directory
 from mim_jax.clock import Clock
 from mim_jax.errors import UserError
+from mim_jax.preservation import CheckpointConfig
 from mim_jax.train_step import TrainState
 from mim_jax.trainer import Trainer
 
@@ -165,7 +166,7 @@ def test_no_intact_checkpoint_is_one_sentence(workdir):
 
 
 def test_milestones_stay_where_a_run_is_lengthened(tmp_path):
-    config = checkpoints.CheckpointConfig(keep=3, milestone_percent=25)
+    config = CheckpointConfig(keep=3, milestone_percent=25)
 
     def state(step):
         return TrainState(step, {'params': np.zeros(1)}, {'moment': np.zeros(1)}, refused=0)

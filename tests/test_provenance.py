@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from mim_jax import checkpoints, experiment, provenance, work_directory
+from mim_jax import checkpoints, experiment, layout, provenance, work_directory
 from mim_jax.errors import UserError
 from mim_jax.logs import read_metrics
 from mim_jax.trainer import Trainer
@@ -59,7 +59,7 @@ def test_a_finished_run_is_lengthened_on_purpose(tmp_path, capfd):
     assert rates[4] < rates[5] and rates[3] < whole[3]
     (line,) = (tmp_path / work_directory.CHANGES_FILE).read_text().splitlines()
     assert json.loads(line) == {'after_step': 4, 'changed': ['train.total_steps: 4 -> 8']}
-    assert work_directory.read(tmp_path)['train']['total_steps'] == 8
+    assert layout.read_config(tmp_path)['train']['total_steps'] == 8
     train(tmp_path, steps=8, extend=True)  # the same command again has nothing to do
     assert 'are done already' in capfd.readouterr().out
 
@@ -69,7 +69,7 @@ def test_a_finished_run_is_lengthened_on_purpose(tmp_path, capfd):
     ]
     assert [each['total_steps'] for each in made] == [4, 8]
     assert made[0]['config'] == provenance.digest(work_directory.as_dict(first.run))
-    assert made[1]['config'] == provenance.digest(work_directory.read(tmp_path))
+    assert made[1]['config'] == provenance.digest(layout.read_config(tmp_path))
     assert made[0]['fingerprints'] == {'data': 'of the images'}
 
 

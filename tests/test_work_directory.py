@@ -9,9 +9,9 @@ import shutil
 import pytest
 
 from mim_jax import layout, restoring, work_directory
-from mim_jax.checkpoints import CheckpointConfig
 from mim_jax.errors import UserError
 from mim_jax.experiment import Experiment, TrainConfig
+from mim_jax.preservation import CheckpointConfig
 from mim_jax.warm_start import InitConfig
 
 HUGGING_FACE = json.dumps({'model_type': 'vit', 'hidden_size': 768, 'architectures': ['ViTModel']})

@@ -156,10 +156,10 @@ def _of_run(workdir):
     """The variables of a run's newest checkpoint, and what its encoder is."""
     import jax
 
-    from mim_jax import checkpoints, work_directory
+    from mim_jax import checkpoints, layout
     from mim_jax.weights import native
 
-    config = work_directory.read(workdir)
+    config = layout.read_config(workdir)
     variables, step = checkpoints.abstract_variables(workdir)
     flat = jax.tree.map(lambda x: (str(x.dtype), x.shape), native.flatten(variables))
     data = config['data']

@@ -151,6 +151,16 @@ def workers_of(process):
     return found
 
 
+def with_workers(lab, folder, draws, *, count):
+    """A long run after a random step, and its data workers' process ids."""
+    (process,) = lab.start(folder, *LONG, f'--config.data.workers={count}')
+    step = draws.randint(1, 99)
+    process.reached(lambda: f'\nstep {step:>6}/' in process.output)
+    workers = workers_of(process)
+    assert len(workers) == count, process.output
+    return process, workers
+
+
 @fault(
     'data worker killed',
     expected='ends in one sentence, status 2, within a minute, and no worker is left',
@@ -159,13 +169,7 @@ def workers_of(process):
 )
 def worker_killed(lab, number, draws):
     """SIGKILL to a worker process after a random step, as by the kernel when memory is short."""
-    folder = lab.work()
-    long = (*LONG, '--config.data.workers=2')
-    (process,) = lab.start(folder, *long)
-    step = draws.randint(1, 99)
-    process.reached(lambda: f'\nstep {step:>6}/' in process.output)
-    workers = workers_of(process)
-    assert len(workers) == 2
+    process, workers = with_workers(lab, lab.work(), draws, count=2)
     os.kill(draws.choice(workers), signal.SIGKILL)
     assert process.end(within=60) == 2, process.output
     said = one_sentence(process.output)
@@ -182,17 +186,12 @@ def worker_killed(lab, number, draws):
 )
 def worker_hangs(lab, number, draws):
     """SIGSTOP to all workers after a random step, then one of the two signals."""
-    folder = lab.work()
-    long = (*LONG, '--config.data.workers=1')
-    (process,) = lab.start(folder, *long)
-    step = draws.randint(1, 99)
-    process.reached(lambda: f'\nstep {step:>6}/' in process.output)
-    workers = workers_of(process)
+    process, workers = with_workers(lab, lab.work(), draws, count=1)
     for pid in workers:
         os.kill(pid, signal.SIGSTOP)
     sent = (signal.SIGTERM, signal.SIGINT)[number % 2]
     process.send(sent)
     assert process.end(within=60) == 0, process.output
     assert 'is saved; the same command' in process.output, process.output
-    assert workers and not any(os.path.exists(f'/proc/{pid}') for pid in workers)
+    assert not any(os.path.exists(f'/proc/{pid}') for pid in workers)
     return sent.name

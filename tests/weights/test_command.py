@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mim_jax import checkpoints
+from mim_jax.preservation import CheckpointConfig
 from mim_jax.train_step import TrainState
 from mim_jax.weights import encoders, native
 from mim_jax.weights.__main__ import main
@@ -120,7 +121,7 @@ def test_a_work_directory_is_inspected(tmp_path, capsys):
     (tmp_path / 'checkpoints').mkdir()
     assert main(['inspect', str(tmp_path)]) == 2
     assert 'there is no checkpoint' in capsys.readouterr().err
-    kept = checkpoints.Checkpoints(tmp_path, checkpoints.CheckpointConfig())
+    kept = checkpoints.Checkpoints(tmp_path, CheckpointConfig())
     kernel = {'encoder': {'kernel': jnp.zeros((2, 3))}, 'bias': jnp.zeros(4, jnp.bfloat16)}
     for step in (3, 5):
         one = jnp.int32(1)
