@@ -6,13 +6,14 @@
 from tests.fuzz.commands import commands, runs
 from tests.fuzz.images import folders, images
 from tests.fuzz.records import records
-from tests.fuzz.weights import foreign, own
+from tests.fuzz.weights import foreign, own, pytorch
 
 SUBJECTS = {
     'commands': commands,
     'runs': runs,
     'weights': own,
     'imports': foreign,
+    'pytorch': pytorch,
     'images': images,
     'folders': folders,
     'records': records,

@@ -12,12 +12,13 @@ CASES = {
     'commands': 60,
     'runs': 20,
     'weights': 120,
-    'imports': 80,
+    'imports': 40,
+    'pytorch': 40,
     'images': 110,
     'folders': 60,
     'records': 50,
 }
-SLOW = ('runs', 'imports', 'records')  # they trace, or import PyTorch or TensorFlow Datasets
+SLOW = ('runs', 'records')  # they trace, or import TensorFlow Datasets
 PER_CASE = 100  # examples of the profile `ci`
 
 
@@ -25,6 +26,8 @@ PER_CASE = 100  # examples of the profile `ci`
     'name', [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in SUBJECTS]
 )
 def test_every_case_ends_well_or_in_one_sentence(name):
+    if name == 'pytorch':
+        pytest.importorskip('torch', reason='needs the extra "parity"; CI runs it in that stage')
     cases = CASES[name] * hypothesis.settings().max_examples // PER_CASE
     report = campaign(name, SUBJECTS[name], cases=cases)
     assert not report.failures, '\n'.join(report.failures)

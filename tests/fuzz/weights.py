@@ -156,56 +156,83 @@ def _same(before, after):
 
 
 def foreign(folder):
-    """Other projects' files and folders, imported: safetensors, .pth in both forms, config.json."""
-    import torch
-
+    """Other projects' folders, imported: safetensors with a config.json."""
     tensors, _ = encoder()
-    params = native.unflatten(tensors)
-    theirs = mapping.write(params, timm.rules(MODEL), depth=MODEL.depth)
-    as_torch = {name: torch.from_numpy(np.array(array)) for name, array in theirs.items()}
-    kinds = {}
-    kinds['model.safetensors'] = safetensors.numpy.save(theirs, metadata={'format': 'pt'})
-    for name, zipped in (('new.pth', True), ('old.pth', False)):
-        torch.save({'model': as_torch}, folder / name, _use_new_zipfile_serialization=zipped)
-        kinds[name] = (folder / name).read_bytes()
-        (folder / name).unlink()
-    checked = ('new.pth',)  # what has checksums
+    theirs = _in_timm_names(tensors)
+    whole = safetensors.numpy.save(theirs, metadata={'format': 'pt'})
 
     def case(rng):
-        name = str(rng.choice(list(kinds)))
-        content, words = kinds[name], 'whole'
+        content, words = whole, 'whole'
         if rng.random() < 0.6:
             content, words = damaged(rng, content), 'damaged'
-        elif rng.random() < 0.5:
-            content, words = _theirs(rng, theirs)
-            name = 'model.safetensors'
+        elif rng.random() < 0.7:
+            content, words = _odd_tensors(rng, theirs)
         config = _odd_config(rng)
-
-        def act():
-            source, out = folder / 'source', folder / 'out'
-            source.mkdir()
-            try:
-                (source / name).write_bytes(content)
-                for file in ('config.json', 'preprocessor_config.json'):
-                    (source / file).write_bytes(config)
-                overrides = {'heads': 2} if name.endswith('pth') else {}
-                importing.import_(
-                    source / name if name.endswith('pth') else source, out, overrides=overrides
-                )
-                found = encoders.complete(out, what='out')
-                if name in checked and content != kinds[name]:
-                    _same(tensors, native.flatten(found.params))
-                return 'imported'
-            finally:
-                shutil.rmtree(source, ignore_errors=True)
-                shutil.rmtree(out, ignore_errors=True)
-
+        name = 'model.safetensors'
+        act = _import(folder, name, content, config)
         return f'{name} {words}, config {config[:200]!r}', act
 
     return case
 
 
-def _theirs(rng, tensors):
+def pytorch(folder):
+    """Other projects' files of PyTorch, imported: .pth in both forms.  Needs PyTorch."""
+    import torch
+
+    tensors, _ = encoder()
+    as_torch = {
+        name: torch.from_numpy(np.array(array)) for name, array in _in_timm_names(tensors).items()
+    }
+    kinds = {}
+    for name, zipped in (('new.pth', True), ('old.pth', False)):
+        torch.save({'model': as_torch}, folder / name, _use_new_zipfile_serialization=zipped)
+        kinds[name] = (folder / name).read_bytes()
+        (folder / name).unlink()
+
+    def case(rng):
+        name = str(rng.choice(list(kinds)))
+        content, words = kinds[name], 'whole'
+        if rng.random() < 0.8:
+            content, words = damaged(rng, content), 'damaged'
+        # Only the archive has checksums.
+        same = tensors if name == 'new.pth' and content != kinds[name] else None
+        config = _odd_config(rng)
+        act = _import(folder, name, content, config, same=same)
+        return f'{name} {words}, config {config[:200]!r}', act
+
+    return case
+
+
+def _in_timm_names(tensors):
+    return mapping.write(native.unflatten(tensors), timm.rules(MODEL), depth=MODEL.depth)
+
+
+def _import(folder, name, content, config, *, same=None):
+    """Imports file `name` of `content` beside `config`; what is read must be `same`, if given."""
+
+    def act():
+        source, out = folder / 'source', folder / 'out'
+        source.mkdir()
+        try:
+            (source / name).write_bytes(content)
+            for file in ('config.json', 'preprocessor_config.json'):
+                (source / file).write_bytes(config)
+            single = name.endswith('pth')
+            importing.import_(
+                source / name if single else source, out, overrides={'heads': 2} if single else {}
+            )
+            found = encoders.complete(out, what='out')
+            if same is not None:
+                _same(same, native.flatten(found.params))
+            return 'imported'
+        finally:
+            shutil.rmtree(source, ignore_errors=True)
+            shutil.rmtree(out, ignore_errors=True)
+
+    return act
+
+
+def _odd_tensors(rng, tensors):
     tensors = dict(tensors)
     name = str(rng.choice(sorted(tensors)))
     array = tensors.pop(name)
