@@ -41,7 +41,7 @@ PARTS = (
     ('teacher', r'target'),
     ('averages', r'morphing.*/morph/'),
     ('grouping', r'morphing'),
-    ('head', r'student.*(Head|Decoder)'),
+    ('head or decoder', r'student.*(Head|Decoder)'),
     ('backward', r'transpose\(.*student'),
     ('forward', r'student'),
 )
@@ -65,6 +65,7 @@ class Counts:
         moved: bytes of products.
         sent: bytes from the host to the device.
         kept: bytes that the forward pass leaves to the backward one, by rematerialisation.
+        repeated: bytes of one block, which rematerialisation holds once more.
         state: bytes of parameters, teacher, optimiser and gradients.
         updated: bytes that the update reads and writes.
     """
@@ -73,6 +74,7 @@ class Counts:
     moved: float
     sent: float
     kept: dict[str, float]
+    repeated: float
     state: int
     updated: int
 
@@ -127,11 +129,13 @@ def count(config, fields):
         moved += product.moved / IMAGES
     params = bytes_of(state.variables['params'])
     learned = params + bytes_of(state.opt_state)
+    left = {kind: kept(step, state, batch) for kind, step in steps.items()}
     return Counts(
         flops=flops,
         moved=moved,
         sent=bytes_of(batch) / IMAGES,
-        kept={kind: kept(step, state, batch) for kind, step in steps.items()},
+        kept=left,
+        repeated=left['none'] / program.run.model.depth,
         state=bytes_of(state) + params,
         updated=2 * learned + params,
     )
@@ -174,7 +178,7 @@ def main():
         fields = [tuple(field.split('=', 1)) for field in fields]
         found[name] = count(config, fields)
 
-    parts = ('forward', 'backward', 'head', 'teacher', 'grouping', 'averages', 'all')
+    parts = ('forward', 'backward', 'head or decoder', 'teacher', 'grouping', 'averages', 'all')
     print('GFLOP of matrix products, an image:\n')
     rows = []
     for name, c in found.items():
@@ -204,8 +208,10 @@ def main():
             by_products, by_bytes = rates(c, options.batch, device)
             bound = 'products' if by_products < by_bytes else 'bytes'
             room = max(0, device[2] - c.state)
-            batches = [f'{int(room / c.kept[r]):,}' for r in ('none', 'full')]
-            cells.append(f'{min(by_products, by_bytes):,.0f} ({bound}); {" to ".join(batches)}')
+            batch = room // c.kept['none'], room // (c.kept['full'] + c.repeated)
+            cells.append(
+                f'{min(by_products, by_bytes):,.0f} ({bound}); {batch[0]:,.0f} to {batch[1]:,.0f}'
+            )
         rows.append(cells)
     table(('', *devices), *rows)
     print(f'Cores that decode for that ({options.decode_ms} ms an image); MB/s from the host:\n')
