@@ -44,6 +44,7 @@ PARTS = (
     ('head or decoder', r'student.*(Head|Decoder)'),
     ('backward', r'transpose\(.*student'),
     ('forward', r'student'),
+    ('elsewhere', r''),
 )
 # FLOP/s of bfloat16 products, bytes/s of memory, bytes of memory. Two were measured, see
 # docs/performance.md; the others are published (cloud.google.com/tpu/docs).
@@ -58,7 +59,7 @@ IMAGES = 251  # of the batch that is counted: a prime, so that no other dimensio
 
 @dataclasses.dataclass
 class Counts:
-    """What a step asks for; all but the last two of an image.
+    """What a step asks for; all but the last two is of one image.
 
     Attributes:
         flops: of products, by part.
@@ -178,7 +179,10 @@ def main():
         fields = [tuple(field.split('=', 1)) for field in fields]
         found[name] = count(config, fields)
 
-    parts = ('forward', 'backward', 'head or decoder', 'teacher', 'grouping', 'averages', 'all')
+    parts = ['forward', 'backward', 'head or decoder', 'teacher', 'grouping', 'averages']
+    if any('elsewhere' in c.flops for c in found.values()):
+        parts.append('elsewhere')
+    parts.append('all')
     print('GFLOP of matrix products, an image:\n')
     rows = []
     for name, c in found.items():

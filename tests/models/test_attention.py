@@ -62,8 +62,9 @@ def test_in_bfloat16_no_product_of_the_gradient_is_one_of_float32():
         assert np.linalg.norm(difference) < 2**-8 * np.linalg.norm(np.float32(expected))
 
 
-@pytest.mark.parametrize('queries, keys', [(17, 17), (16, 16), (5, 9)])
-@pytest.mark.parametrize('with_bias', [True, False])
+@pytest.mark.parametrize(
+    'queries, keys, with_bias', [(17, 17, True), (17, 17, False), (5, 9, True), (16, 16, False)]
+)
 def test_padded_attention_and_its_gradients_are_those_of_attention(queries, keys, with_bias):
     q, cotangent = drawn(2, 2, queries, 3, 8)
     k, v = drawn(2, 2, keys, 3, 8)
