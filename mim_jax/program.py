@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from flax import traverse_util
 
-from mim_jax import assembly, experiment, flops, sharding, warm_start
+from mim_jax import assembly, experiment, flops, placement, sharding, warm_start
 from mim_jax.checkpoints import FROZEN
 from mim_jax.clock import Clock
 from mim_jax.data import Field, Views
@@ -50,11 +50,11 @@ class Program:
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:
-        """Shapes, dtypes and shardings of the state."""
+        """Shapes, dtypes and shardings of the state. Raises UserError where `mesh.rules` do not fit
+        it.
+        """
         abstract = jax.eval_shape(self.step.init, self.abstract_batch['images'])
-        shardings = sharding.state_shardings(
-            abstract, self.mesh, min_shard_size=self.run.mesh.min_shard_size
-        )
+        shardings = placement.state_shardings(abstract, self.mesh, self.run.mesh)
         return jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
         )

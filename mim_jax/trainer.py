@@ -17,6 +17,7 @@ from mim_jax import (
     fingerprints,
     health,
     nonfinite,
+    placement,
     provenance,
     sharding,
     wandb_writer,
@@ -162,8 +163,9 @@ class Trainer:
         if self.finished:
             self.logger.message(f'{self.workdir}: all {self.total} steps are done already.')
             return
-        if self.evaluation.missing:
-            self.logger.message(self.evaluation.missing)
+        whole = placement.said_of_whole(self.program.abstract_state, self.run.mesh)
+        for line in filter(None, (whole, self.evaluation.missing)):
+            self.logger.message(line)
         self.state, self.batches, progress = self._start()
         self.refused, allowed = progress.get('refused', 0), self.run.train.skip_nonfinite
         if self.refused > allowed:

@@ -1,7 +1,7 @@
 """What a run would take: its true step compiled, for TPU slices that need not be there.
 
     python -m mim_jax.preflight --config=configs/NAME.py[:ARGUMENT] [--topology=v5e:16x16]
-        [--slices=1] [--memory=GIB] [--parameters] [--config.any.field=value ...]
+        [--slices=1] [--memory=GIB] [--parameters | --row] [--config.any.field=value ...]
 
 Reads no data and writes nothing. The exit status is 1 where the step does not fit the memory of a
 chip, and 2 for a mistake told in one sentence.
@@ -10,6 +10,7 @@ chip, and 2 for a mistake told in one sentence.
 import argparse
 import os
 import sys
+from pathlib import Path
 
 from mim_jax import config as configs
 from mim_jax.errors import UserError
@@ -36,6 +37,7 @@ def run(arguments: list[str]) -> int:
     parser.add_argument(
         '--parameters', action='store_true', help='every array with its shape and sharding'
     )
+    parser.add_argument('--row', action='store_true', help='a row of a Markdown table, no more')
     options, rest = parser.parse_known_args(arguments)
     if options.slices < 1 or (options.slices > 1 and not options.topology):
         raise UserError(f'--slices={options.slices}: a number of slices of a --topology, from 1.')
@@ -55,6 +57,9 @@ def run(arguments: list[str]) -> int:
     found = compiled.compiled(
         from_config(config), devices=devices, memory=options.memory and options.memory * 2**30
     )
+    if options.row:
+        print(report.row(found, title=Path(options.config).stem))
+        return 1 if found.fits is False else 0
     if options.parameters:
         print(report.parameters(found.program))
     print(report.report(found))
