@@ -178,7 +178,7 @@ class Trainer:
         self.watch = Watch(
             read_metrics(self.workdir),
             warmup=self.program.clock.steps(self.run.optimizer, 'warmup', path='optimizer') or 0,
-            workers=self.run.data.workers,
+            workers=self.program.run.data.workers,
         )
         if first >= self.total:  # the run ended in its last evaluation
             self._look()
@@ -216,11 +216,12 @@ class Trainer:
 
         try:
             while self.done < self.total:
-                with self.speed.waiting():
-                    batch = next(self.feed)
-                self.state, metrics = step_fn(self.state, batch)
-                self.done += 1
-                checkup = self.checkup(self.state, batch) if self._has_line(self.done) else {}
+                with jax.transfer_guard('disallow'):  # the device waits for nothing of the host's
+                    with self.speed.waiting():
+                        batch = next(self.feed)
+                    self.state, metrics = step_fn(self.state, batch)
+                    self.done += 1
+                    checkup = self.checkup(self.state, batch) if self._has_line(self.done) else {}
                 in_flight.append((self.done, self.feed.state, metrics, checkup))
                 if self.done == first:
                     jax.block_until_ready(metrics)
@@ -296,7 +297,7 @@ class Trainer:
         """This process's batches as read, from the first step on."""
         return data.train_batches(
             self.source,
-            self.run.data,
+            self.program.run.data,
             views=self.program.views,
             seed=self.run.seed,
             process_index=jax.process_index(),

@@ -33,7 +33,7 @@ def report(found: Compiled) -> str:
         + (f'; rematerialisation adds {repeated:.0%}' if repeated > 0.005 else '')
     )
     lines['compiled in'] = f'{found.seconds:.0f} s'
-    lines['memory'] = _memory(found)
+    lines['memory'] = memory(found)
     if found.arguments is not None:
         lines['sent'] = f'{_sent(found.sent)} (by each chip in a step)'
         lines['step'] = _step(found, batch_size)
@@ -84,7 +84,8 @@ def _state(leaves: list[Any]) -> str:
     return f'{numbers:,} numbers, {_size(held)} on a chip'
 
 
-def _memory(found: Compiled) -> str:
+def memory(found: Compiled) -> str:
+    """What a step needs of a chip's memory, and whether it has that."""
     if found.memory is None:
         return 'not told by this compiler'
     parts = ''

@@ -12,6 +12,7 @@ import chex
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from mim_jax import (
     assembly,
@@ -53,6 +54,12 @@ def make_program(name, *, accumulation=1, change=lambda config: None, **mesh):
     return Program.make(experiment.from_config(config), epoch_examples=64, fields=fields)
 
 
+def host_batches(program, count):
+    source = data.make_source(program.run.data, split='train')
+    host = data.train_batches(source, program.run.data, views=program.views, seed=0)
+    return [next(host) for _ in range(count)]
+
+
 @dataclasses.dataclass
 class Compiled:
     """A program, its compiled step, and states and batches on its mesh."""
@@ -66,10 +73,8 @@ class Compiled:
         self.fresh = jax.jit(lambda: self.program.step.init(images), out_shardings=place)
 
     def batches(self, count):
-        run = self.program.run
-        source = data.make_source(run.data, split='train')
-        host = data.train_batches(source, run.data, views=self.program.views, seed=0)
-        return [sharding.put_batch(next(host), self.program.mesh) for _ in range(count)]
+        mesh = self.program.mesh
+        return [sharding.put_batch(batch, mesh) for batch in host_batches(self.program, count)]
 
     def run(self, state, batches):
         """The state after the batches, and the metrics of each step."""
@@ -107,25 +112,75 @@ def test_the_config_is_of_the_method_and_every_size_builds(method):
         assert params['encoder']['blocks']['norm1']['scale'].shape[0] == run.model.depth
 
 
+MESHES = ((1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8))
+
+
+def scanned(config):
+    """Blocks as those of a large model: scanned, with heads for any axis; one to compile."""
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            scanned(value)
+        elif name == 'scan':
+            config.scan = True
+    if 'model' in config and 'objective' in config:
+        config.model.heads = 8
+
+
 @pytest.mark.slow
-def test_meshes_and_accumulation_give_equal_losses(method, alone):
-    state, seen = alone.run(alone.fresh(), alone.batches(2))
-    variants = [{'data': 2, 'fsdp': 4}, {'data': 2, 'fsdp': 2, 'accumulation': 2}]
+def test_loss_and_gradients_are_the_same_on_every_mesh(method):
+    """So is what a method carries along (`state`)."""
+    programs = [
+        make_program(method, change=scanned, **dict(zip(sharding.AXES, mesh, strict=True)))
+        for mesh in MESHES
+    ]
+    images = programs[0].abstract_batch['images']
+    state = jax.device_get(jax.jit(lambda: programs[0].step.init(images))())
+    (batch,) = host_batches(programs[0], 1)
+
+    def found(program):
+        place = jax.tree.map(lambda x: x.sharding, program.abstract_state)
+        whole = sharding.replicated(program.mesh)
+        function = jax.jit(
+            sharding.on_mesh(program.step.gradients, program.mesh), out_shardings=whole
+        )
+        given = sharding.put_tree(state, place), sharding.put_batch(batch, program.mesh)
+        grads, metrics, extra = jax.device_get(function(*given))
+        return metrics['loss'], grads, extra
+
+    loss, grads, extra = found(programs[0])
+    total = np.sqrt(sum(np.square(leaf).sum() for leaf in jax.tree.leaves(grads)))
+    assert np.isfinite(loss) and total > 0
+    for program in programs[1:]:
+        other_loss, other_grads, other_extra = found(program)
+        np.testing.assert_allclose(other_loss, loss, rtol=2e-5, err_msg=str(program.mesh))
+        chex.assert_trees_all_close(other_extra, extra, rtol=1e-4, atol=1e-6)
+
+        def check(path, mine, theirs):
+            off = np.linalg.norm(theirs - mine) / (np.linalg.norm(mine) + 1e-3 * total)  # noqa: B023
+            assert off < 1e-4, (sharding.path_name(path), off, program.mesh)  # noqa: B023
+
+        jax.tree_util.tree_map_with_path(check, grads, other_grads)
+
+
+@pytest.mark.slow
+def test_accumulation_gives_the_update_of_the_whole_batch(method, alone):
+    split = {'data': 2, 'fsdp': 2, 'accumulation': 2}
     if alone.program.objective.needs_whole_batch:
         with pytest.raises(UserError, match='needs its batch in one piece'):
-            make_program(method, **variants.pop())
-    for variant in variants:
-        other = Compiled(make_program(method, **variant))
-        other_state, other_seen = other.run(other.fresh(), other.batches(2))
-        for mine, theirs in zip(seen, other_seen, strict=True):
-            assert np.isfinite(mine['grad_norm'])
-            np.testing.assert_allclose(theirs['loss'], mine['loss'], rtol=2e-5)
-            np.testing.assert_allclose(theirs['grad_norm'], mine['grad_norm'], rtol=5e-4)
-        chex.assert_trees_all_close(
-            jax.device_get(other_state.variables['params']),
-            jax.device_get(state.variables['params']),
-            atol=float(seen[-1]['learning_rate']) * 0.01,
-        )
+            make_program(method, **split)
+        return
+    state, seen = alone.run(alone.fresh(), alone.batches(2))
+    other = Compiled(make_program(method, **split))
+    other_state, other_seen = other.run(other.fresh(), other.batches(2))
+    for mine, theirs in zip(seen, other_seen, strict=True):
+        assert np.isfinite(mine['grad_norm'])
+        np.testing.assert_allclose(theirs['loss'], mine['loss'], rtol=2e-5)
+        np.testing.assert_allclose(theirs['grad_norm'], mine['grad_norm'], rtol=5e-4)
+    chex.assert_trees_all_close(
+        jax.device_get(other_state.variables['params']),
+        jax.device_get(state.variables['params']),
+        atol=float(seen[-1]['learning_rate']) * 0.01,
+    )
 
 
 @pytest.mark.slow
