@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from mim_jax import sharding
+from mim_jax.preflight import topology
 from mim_jax.preflight.__main__ import main
 
 pytest.importorskip('libtpu', reason='libtpu is not installed')
@@ -39,6 +42,14 @@ def test_a_step_that_a_tpu_compiler_refuses_does_not_fit(capfd):
     (row,) = capfd.readouterr().out.splitlines()
     cells = row.split(' | ')
     assert 'GiB of 16.00 GiB' in cells[5] and cells[6] == 'does not fit'
+
+
+@pytest.mark.slow
+def test_only_data_crosses_from_slice_to_slice():
+    devices = topology.devices('v5e:2x2', slices=2)
+    mesh = sharding.make_mesh(sharding.MeshConfig(data=4, fsdp=2), devices)
+    slices = np.vectorize(lambda device: device.slice_index)(mesh.devices)
+    assert (slices == slices[:, :1, :1]).all() and sorted(slices[:, 0, 0]) == [0, 0, 1, 1]
 
 
 @pytest.mark.slow
