@@ -6,13 +6,11 @@ A new entry of OBJECTIVES needs no line here. Frozen networks have random weight
 import dataclasses
 import functools
 import json
-from pathlib import Path
 
 import chex
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from mim_jax import (
     assembly,
@@ -26,7 +24,6 @@ from mim_jax import (
 from mim_jax import config as configs
 from mim_jax.checkpoints import Checkpoints
 from mim_jax.clock import Clock
-from mim_jax.data.embedded import EmbeddedScenes
 from mim_jax.errors import UserError
 from mim_jax.objectives import OBJECTIVES
 from mim_jax.panels import Panel
@@ -35,29 +32,7 @@ from mim_jax.program import Program
 from mim_jax.visualize import draw
 from mim_jax.weights import encoders
 from mim_jax.weights.__main__ import main as weights
-
-CONFIGS = Path(__file__).parent.parent.parent / 'configs'
-BATCH, STEPS = 16, 30
-
-
-def make_program(name, *, accumulation=1, change=lambda config: None, **mesh):
-    """The program of a method at its embedded size, on one device unless `mesh` says otherwise."""
-    config = configs.load(f'{CONFIGS / name}.py:embedded')
-    config.data.batch_size = BATCH
-    config.data.source.update(num_train=64, num_test=32)
-    config.train.update(total_steps=STEPS, accumulation=accumulation)
-    config.mesh.update({'data': 1, 'min_shard_size': 64, **mesh})
-    # Adam divides by the gradient's own size: without this, rounding decides where it is tiny.
-    config.optimizer.eps = 1e-3
-    change(config)
-    fields = EmbeddedScenes.fields
-    return Program.make(experiment.from_config(config), epoch_examples=64, fields=fields)
-
-
-def host_batches(program, count):
-    source = data.make_source(program.run.data, split='train')
-    host = data.train_batches(source, program.run.data, views=program.views, seed=0)
-    return [next(host) for _ in range(count)]
+from tests.objectives.programs import BATCH, CONFIGS, STEPS, host_batches, make_program
 
 
 @dataclasses.dataclass
@@ -110,56 +85,6 @@ def test_the_config_is_of_the_method_and_every_size_builds(method):
         images = assembly.batch_struct(run, objective)['images']
         params = jax.eval_shape(objective.init, jax.random.key(0), images)['params']
         assert params['encoder']['blocks']['norm1']['scale'].shape[0] == run.model.depth
-
-
-MESHES = ((1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8))
-
-
-def scanned(config):
-    """Blocks as those of a large model: scanned, with heads for any axis; one to compile."""
-    for name, value in config.items():
-        if isinstance(value, ConfigDict):
-            scanned(value)
-        elif name == 'scan':
-            config.scan = True
-    if 'model' in config and 'objective' in config:
-        config.model.heads = 8
-
-
-@pytest.mark.slow
-def test_loss_and_gradients_are_the_same_on_every_mesh(method):
-    """So is what a method carries along (`state`)."""
-    programs = [
-        make_program(method, change=scanned, **dict(zip(sharding.AXES, mesh, strict=True)))
-        for mesh in MESHES
-    ]
-    images = programs[0].abstract_batch['images']
-    state = jax.device_get(jax.jit(lambda: programs[0].step.init(images))())
-    (batch,) = host_batches(programs[0], 1)
-
-    def found(program):
-        place = jax.tree.map(lambda x: x.sharding, program.abstract_state)
-        whole = sharding.replicated(program.mesh)
-        function = jax.jit(
-            sharding.on_mesh(program.step.gradients, program.mesh), out_shardings=whole
-        )
-        given = sharding.put_tree(state, place), sharding.put_batch(batch, program.mesh)
-        grads, metrics, extra = jax.device_get(function(*given))
-        return metrics['loss'], grads, extra
-
-    loss, grads, extra = found(programs[0])
-    total = np.sqrt(sum(np.square(leaf).sum() for leaf in jax.tree.leaves(grads)))
-    assert np.isfinite(loss) and total > 0
-    for program in programs[1:]:
-        other_loss, other_grads, other_extra = found(program)
-        np.testing.assert_allclose(other_loss, loss, rtol=2e-5, err_msg=str(program.mesh))
-        chex.assert_trees_all_close(other_extra, extra, rtol=1e-4, atol=1e-6)
-
-        def check(path, mine, theirs):
-            off = np.linalg.norm(theirs - mine) / (np.linalg.norm(mine) + 1e-3 * total)  # noqa: B023
-            assert off < 1e-4, (sharding.path_name(path), off, program.mesh)  # noqa: B023
-
-        jax.tree_util.tree_map_with_path(check, grads, other_grads)
 
 
 @pytest.mark.slow
