@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from mim_jax import sharding
 from mim_jax.objectives import OBJECTIVES
+from mim_jax.preflight import collectives
 from tests.objectives.programs import host_batches, make_program
 
 MESHES = ((1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8))
@@ -59,3 +60,19 @@ def test_loss_and_gradients_are_the_same_on_every_mesh(method):
             assert off < 1e-4, (sharding.path_name(path), off, program.mesh)  # noqa: B023
 
         jax.tree_util.tree_map_with_path(check, grads, other_grads)
+
+
+@pytest.mark.slow
+def test_more_chips_send_no_more_each():
+    """Of R bytes that are split among n chips each sends (n - 1)/n R, gathering or reducing."""
+
+    def whole(chips):
+        def change(config):
+            scanned(config)
+            config.data.batch_size = 2 * chips
+
+        program = make_program('dtm', change=change, fsdp=chips)
+        sent = collectives.sent(program.trace().lower().compile().as_text())
+        return sum(sent.values()) * chips / (chips - 1)
+
+    np.testing.assert_allclose(whole(8), whole(4), rtol=0.02)
