@@ -8,12 +8,15 @@ chip, and 2 for a mistake told in one sentence.
 """
 
 import argparse
+import dataclasses
 import os
 import sys
 from pathlib import Path
 
 from mim_jax import config as configs
 from mim_jax.errors import UserError
+
+REMAT = ('none', 'dots', 'full')  # of `model.remat`, by the memory that they save
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -53,23 +56,24 @@ def run(arguments: list[str]) -> int:
     from mim_jax.preflight import compiled, report, topology
 
     assignments = configs.assignments(rest)
+    asked = from_config(configs.override(configs.load(options.config), Experiment, assignments))
+    runs = [asked]
+    if options.fit:
+        models = [dataclasses.replace(asked.model, remat=remat) for remat in REMAT]
+        runs = [dataclasses.replace(asked, model=model) for model in models]
     devices = None
     if options.topology:
         devices = topology.devices(options.topology, slices=options.slices)
-    for remat in ('none', 'dots', 'full') if options.fit else (None,):
-        changed = [('model.remat', remat)] if remat else []
-        config = configs.override(
-            configs.load(options.config), Experiment, [*assignments, *changed]
-        )
+    for tried in runs:
         found = compiled.compiled(
-            from_config(config), devices=devices, memory=options.memory and options.memory * 2**30
+            tried, devices=devices, memory=options.memory and options.memory * 2**30
         )
         if options.fit and found.fits is None:
             raise UserError(f'--fit: the memory of {found.kind} is not known; give it by --memory.')
         if options.row:
             print(report.row(found, title=Path(options.config).stem), flush=True)
         elif options.fit:
-            print(f'model.remat={remat}: {report.memory(found)}', flush=True)
+            print(f'model.remat={tried.model.remat}: {report.memory(found)}', flush=True)
         if found.fits:
             break
     if options.parameters:
