@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from flax import traverse_util
 
-from mim_jax import assembly, experiment, flops, sharding, warm_start
+from mim_jax import assembly, distributed, experiment, flops, placement, sharding, warm_start
 from mim_jax.checkpoints import FROZEN
 from mim_jax.clock import Clock
 from mim_jax.data import Field, Views
@@ -35,8 +35,12 @@ class Program:
         devices: list | None = None,
     ) -> 'Program':
         """Checks the config against itself, the fields of its data source and the devices (all of
-        them by default).
+        them by default); settles how many data workers there are, together with the other
+        processes.
         """
+        if run.data.workers == -1:
+            workers = max(1, distributed.own_cores() - 1)
+            run = dataclasses.replace(run, data=dataclasses.replace(run.data, workers=workers))
         mesh = sharding.make_mesh(run.mesh, devices)
         clock = assembly.make_clock(run, epoch_examples)
         objective = assembly.make_objective(run, fields=fields, clock=clock)
@@ -50,11 +54,11 @@ class Program:
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:
-        """Shapes, dtypes and shardings of the state."""
+        """Shapes, dtypes and shardings of the state. Raises UserError where `mesh.rules` do not fit
+        it.
+        """
         abstract = jax.eval_shape(self.step.init, self.abstract_batch['images'])
-        shardings = sharding.state_shardings(
-            abstract, self.mesh, min_shard_size=self.run.mesh.min_shard_size
-        )
+        shardings = placement.state_shardings(abstract, self.mesh, self.run.mesh)
         return jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
         )
