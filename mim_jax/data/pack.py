@@ -37,13 +37,30 @@ TOGETHER = 16
 OPTIONS = 'group_size:1,uncompressed'
 
 
+def as_stored(data: bytes, *, shorter_side: int | None, quality: int) -> bytes:
+    """The file to store for a file.
+
+    A picture whose shorter side has more than `shorter_side` pixels is resized to that and encoded
+    anew, as a JPEG of `quality`. Every other file stays as it is, byte by byte; None: all do.
+
+    Raises CorruptImage where training could not read it.
+    """
+    expected = decode.jpeg_size(data)
+    image = decode.decode(data, channels=3)
+    size = image.shape[:2]
+    if expected not in (None, size):
+        raise decode.CorruptImage('JPEG header and picture differ in size')
+    if shorter_side is None or min(size) <= shorter_side:
+        return data
+    small = tuple(round(side * shorter_side / min(size)) for side in size)
+    image = cv2.cvtColor(resample.resize(image, small), cv2.COLOR_RGB2BGR)
+    return cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+
+
 @dataclasses.dataclass(frozen=True)
-class Stored:
+class _Reader:
     """Number of an image in its folder -> (bytes to store, label or None), or what is wrong with
     it, in words; picklable.
-
-    shorter_side: an image whose shorter side has more pixels is resized to that and encoded anew,
-      as a JPEG of `quality`. Every other file is stored as it is, byte by byte; None: all are.
     """
 
     source: ImageFolder
@@ -53,23 +70,10 @@ class Stored:
     def __call__(self, index: int) -> tuple[bytes, int | None] | str:
         try:
             item = self.source[index]
-            return self.encoded(item['image']), item.get('label')
+            data = as_stored(item['image'], shorter_side=self.shorter_side, quality=self.quality)
+            return data, item.get('label')
         except decode.CorruptImage as error:
             return str(error)
-
-    def encoded(self, data: bytes) -> bytes:
-        """What is stored of a file. Raises CorruptImage where training could not read it."""
-        expected = decode.jpeg_size(data)
-        image = decode.decode(data, channels=3)
-        size = image.shape[:2]
-        if expected not in (None, size):
-            raise decode.CorruptImage('JPEG header and picture differ in size')
-        if self.shorter_side is None or min(size) <= self.shorter_side:
-            return data
-        small = tuple(round(side * self.shorter_side / min(size)) for side in size)
-        image = cv2.cvtColor(resample.resize(image, small), cv2.COLOR_RGB2BGR)
-        quality = [cv2.IMWRITE_JPEG_QUALITY, self.quality]
-        return cv2.imencode('.jpg', image, quality)[1].tobytes()
 
 
 def pack(
@@ -110,8 +114,8 @@ def pack(
         inner = folder / VERSION
         inner.mkdir()
         for split, source in found.items():
-            stored = _all(Stored(source, shorter_side, quality), workers=workers)
-            progress = tqdm(stored, split, total=len(source), disable=None, unit=' images')
+            read = _read(_Reader(source, shorter_side, quality), workers=workers)
+            progress = tqdm(read, split, total=len(source), disable=None, unit=' images')
             good = _good(progress, source, split=split, share=max_corrupt_share)
             lengths[split] = _write(good, inner, f'{out.name}-{split}', records_per_file)
         _write_metadata(inner, features, lengths)
@@ -155,9 +159,9 @@ def _features(found):
     return features
 
 
-def _all(stored, *, workers):
-    """What `stored` gives for every image of its folder, in order."""
-    dataset = grain.MapDataset.range(len(stored.source)).map(stored)
+def _read(reader, *, workers):
+    """What a reader gives for every image of its folder, in order."""
+    dataset = grain.MapDataset.range(len(reader.source)).map(reader)
     dataset = dataset.batch(TOGETHER, batch_fn=_together)
     with contextlib.closing(pipeline.run(dataset, DataConfig(workers=workers))) as batches:
         for batch in batches:
@@ -204,13 +208,24 @@ def _write(records, folder, name, records_per_file):
         path = folder / str(len(counts))
         writer, count = array_record_module.ArrayRecordWriter(str(path), OPTIONS), 0
         for record in itertools.chain([first], itertools.islice(records, records_per_file - 1)):
-            writer.write(record)
+            with _told():
+                writer.write(record)
             count += 1
-        writer.close()
+        with _told():
+            writer.close()
         counts.append(count)
     for i in range(len(counts)):
         (folder / str(i)).rename(folder / f'{name}.array_record-{i:05}-of-{len(counts):05}')
     return counts
+
+
+@contextlib.contextmanager
+def _told():
+    """What a writer says when it cannot write, as a UserError."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise UserError(f'nothing is packed: {str(error).split(";")[0]}') from error
 
 
 def _write_metadata(folder, features, lengths):
@@ -248,7 +263,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         counts = pack(**vars(options))
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
     out = Path(options.out).expanduser().absolute()
