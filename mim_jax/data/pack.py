@@ -107,10 +107,10 @@ def pack(
             f'--out={out}: its last part is the name of the dataset, which has small letters, '
             'digits and underscores: call it otherwise'
         )
-    found = sources(path, holdout=holdout, holdout_seed=holdout_seed)
-    features = _features(found)
     lengths = {}
     with new_folder(out) as folder:
+        found = sources(path, holdout=holdout, holdout_seed=holdout_seed)
+        features = _features(found)
         inner = folder / VERSION
         inner.mkdir()
         for split, source in found.items():
@@ -118,6 +118,8 @@ def pack(
             progress = tqdm(read, split, total=len(source), disable=None, unit=' images')
             good = _good(progress, source, split=split, share=max_corrupt_share)
             lengths[split] = _write(good, inner, f'{out.name}-{split}', records_per_file)
+            if not lengths[split]:
+                raise UserError(f'none of the images in {source.root} can be read: repair them')
         _write_metadata(inner, features, lengths)
     return {split: sum(counts) for split, counts in lengths.items()}
 

@@ -122,6 +122,10 @@ def test_unreadable_images_are_named_and_left_out_up_to_a_share(photos, tmp_path
     before = sorted(tmp_path.iterdir())
     with pytest.raises(UserError, match='2 of 20 images of the split train .*the first: .*01.jpg'):
         pack.pack(photos, tmp_path / 'again', holdout=0, max_corrupt_share=0.05)
+    with pytest.raises(UserError, match='none of the images in .*class c can be read'):
+        for file in (photos / 'class c').iterdir():
+            file.write_bytes(b'nothing')
+        pack.pack(photos / 'class c', tmp_path / 'again', max_corrupt_share=1)
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -139,7 +143,9 @@ def test_mistakes_are_one_sentence(photos, tmp_path, capsys):
     assert "'class a ' in" in said(photos, f'--out={tmp_path}/packed')
     write(tmp_path / 'set' / 'train' / 'a' / '0.jpg', encoded(0))
     write(tmp_path / 'set' / 'test' / '0.jpg', encoded(0))
-    assert 'splits of a dataset must hold the same' in said(tmp_path / 'set', '--out=packed')
+    assert 'splits of a dataset must hold the same' in said(
+        tmp_path / 'set', f'--out={tmp_path}/packed'
+    )
     assert not (tmp_path / 'packed').exists()
 
 
