@@ -153,9 +153,9 @@ def test_mistakes_are_one_sentence(photos, tmp_path, capsys):
 def test_processes_write_the_same_files(photos, tmp_path, capsys):
     """The command line, which says with which flags a run reads them."""
     for workers in (0, 2):
-        arguments = [f'--out={tmp_path}/{workers}/packed', f'--workers={workers}']
+        arguments = [f'--out={tmp_path}/{workers}/packed', f'--workers={workers}', '--holdout=0']
         assert pack.main([str(photos), '--shorter_side=12', *arguments]) == 0
         assert f'--config.data.source.path={tmp_path}/{workers} ' in capsys.readouterr().out
     one, other = (sorted((tmp_path / str(w) / 'packed' / '1.0.0').iterdir()) for w in (0, 2))
-    assert len(one) == 5 and [p.name for p in one] == [p.name for p in other]
+    assert len(one) == 4 and [p.name for p in one] == [p.name for p in other]
     assert [p.read_bytes() for p in one] == [p.read_bytes() for p in other]
