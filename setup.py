@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 # Work directories in buckets: gcsfs for what Python reads and writes, TensorStore has its own.
-GCS = ['gcsfs>=2026.4', 'universal_pathlib>=0.3.10']
+GCS = ['gcsfs>=2026.10.1', 'universal_pathlib>=0.3.10']
 
 setup(
     name='mim_jax',
@@ -43,7 +43,7 @@ setup(
         'test': [
             *GCS,
             'chex>=0.1.90',
-            'gcp-storage-emulator>=2024.8',
+            'gcp-storage-emulator>=2026.7.19',
             'hypothesis>=6.100',
             'pytest>=8.0',
             'pytest-xdist>=3.6',

@@ -11,11 +11,8 @@ from mim_jax.errors import UserError
 
 
 def check_folder(path):
-    """Raises UserError where `path` neither is a directory to write in nor can become one; what a
-    URL lets do shows in the doing.
-    """
-    if storage.is_remote(path):
-        return
+    """Raises UserError where `path` neither is a directory to write in nor can become one."""
+    storage.check_local(path)
     path = Path(path)
     found = next(p for p in (path, *path.parents) if os.path.lexists(p))
     if not found.is_dir():
@@ -27,8 +24,7 @@ def check_folder(path):
 @contextlib.contextmanager
 def new_folder(out):
     """A temporary folder that becomes `out` at the end; after an exception nothing is left."""
-    if storage.is_remote(out):
-        raise UserError(f'--out={out}: name a folder of this machine, and copy it from there')
+    storage.check_local(out)
     out = Path(out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f'--out={out} exists already: remove it, or name another')

@@ -24,10 +24,9 @@ from absl import logging
 from mim_jax.errors import UserError
 
 INSTALL = "`pip install -e '.[gcs]'`"
-# A line for what Google says of who may do what.
 CREDENTIALS = (
-    '`gcloud auth application-default login`, or GOOGLE_APPLICATION_CREDENTIALS, says who you are, '
-    'and its role in the bucket (Storage Object User) what you may do'
+    '`gcloud auth application-default login`, or GOOGLE_APPLICATION_CREDENTIALS, says who you are; '
+    'who that is needs the roles Storage Object User and Storage Legacy Bucket Reader in the bucket'
 )
 # What opens a URL raises these packages' own errors, as many kinds as there are layers.
 PACKAGES = ('aiohttp', 'fsspec', 'gcsfs', 'google', 'requests', 'upath', 'urllib3')
@@ -35,9 +34,19 @@ PACKAGES = ('aiohttp', 'fsspec', 'gcsfs', 'google', 'requests', 'upath', 'urllib
 INTERVAL, SHARE = 30, 0.05
 
 
+# What pathlib has made of a URL has lost a slash.
+URL = re.compile(r'([A-Za-z][A-Za-z0-9+.-]+):/+')
+
+
 def is_remote(path: Any) -> bool:
     """Whether a path, or its text, is a URL."""
-    return re.match(r'[A-Za-z][A-Za-z0-9+.-]+://', str(path)) is not None
+    return URL.match(str(path)) is not None
+
+
+def check_local(path: Any) -> None:
+    """Raises UserError for a URL."""
+    if is_remote(path):
+        raise UserError(f'{path}: name a folder of this machine, and copy it from there.')
 
 
 def path(text: Any) -> Path:
@@ -48,7 +57,7 @@ def path(text: Any) -> Path:
     """
     if not is_remote(text):
         return Path(text)
-    found = _opened(str(text))
+    found = _opened(URL.sub(r'\1://', str(text), count=1).rstrip('/'))
     _reach(found.protocol, found.path.split('/')[0], found.fs)
     return found
 

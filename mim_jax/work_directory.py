@@ -51,7 +51,8 @@ def claim(workdir: str | Path, run: Any, *, after_step: int = 0, extend: bool = 
     Raises UserError as `check` does, and where `workdir` cannot be a directory to write in; nothing
     is written then.
     """
-    check_folder(workdir)
+    if not storage.is_remote(workdir):
+        check_folder(workdir)
     changed = check(workdir, run, extend=extend)
     workdir = storage.path(workdir)
     if jax.process_index() == 0:
@@ -102,9 +103,9 @@ def _check_shared(workdir: Path) -> None:
     blind = ', '.join(str(process) for process in np.flatnonzero(seen == 0))
     if blind:
         raise UserError(
-            f'--workdir={workdir} of process 0 is not seen by process {blind}: all hosts write '
-            'checkpoints into it together, so it has to lie where all of them see it (a shared '
-            'file system, or gs://BUCKET/…).'
+            f'--workdir={workdir}: process {blind} does not see that of process 0. All of them '
+            'write checkpoints into it together: name one that all hosts share (on a shared file '
+            'system, or gs://BUCKET/…).'
         )
 
 
@@ -125,11 +126,11 @@ def _told(workdir: str | Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _locked(workdir: Path) -> Iterator[None]:
-    check_folder(workdir)
     if storage.is_remote(workdir):
         with remote_lock.locked(workdir / LOCK_FILE):
             yield
         return
+    check_folder(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     with open(workdir / LOCK_FILE, 'a+', encoding='utf-8') as file:
         try:

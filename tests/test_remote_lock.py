@@ -7,30 +7,26 @@ import sys
 
 import pytest
 
-from mim_jax import remote_lock, storage
+from mim_jax import remote_lock
 from mim_jax.errors import UserError
 
 ELSEWHERE = 'process 7 on elsewhere\nab\n1003\n'
 
 
 @pytest.fixture
-def lock(monkeypatch):
-    """The lock in a work directory that is the memory of this process, where nobody waits."""
-    pytest.importorskip('upath')
-    folder = storage.path('memory://bucket/run')
+def lock(store, monkeypatch):
+    """The lock of a work directory, what happens there while a run waits, and the time."""
     now = [0.0]
     monkeypatch.setattr(remote_lock.time, 'monotonic', lambda: now[0])
 
     def sleep(seconds):
         now[0] += seconds
         for change in changes:
-            change(folder / 'lock')
+            change(store / 'lock')
 
     changes = []
     monkeypatch.setattr(remote_lock.time, 'sleep', sleep)
-    lock = folder / 'lock'
-    yield lock, changes, now
-    folder.fs.store.clear()
+    return store / 'lock', changes, now
 
 
 def test_it_is_there_as_long_as_it_is_held(lock):

@@ -13,24 +13,19 @@ from mim_jax.errors import UserError
 from tests import buckets
 
 
-@pytest.fixture
-def store():
-    """A folder in an object store that is the memory of this process."""
-    pytest.importorskip('upath')
-    folder = storage.path('memory://bucket/run')
-    yield folder
-    folder.fs.store.clear()
-    folder.fs.pseudo_dirs[:] = ['']
-
-
 @pytest.fixture(params=['local', 'store'])
 def folder(request, tmp_path):
     return tmp_path / 'run' if request.param == 'local' else request.getfixturevalue('store')
 
 
 def test_a_path_of_this_machine_is_pathlibs(tmp_path):
-    for text in ('runs/x', '/tmp/a://b', str(tmp_path), tmp_path, 'C://x'):
+    for text in ('runs/x', 'a:/b', '/tmp/a://b', str(tmp_path), tmp_path, 'C://x'):
         assert type(storage.path(text)) is type(Path(text)) and storage.path(text) == Path(text)
+
+
+def test_a_url_that_pathlib_took_for_a_path_is_one(store):
+    assert storage.path(Path(str(store))) == storage.path(f'{store}/') == store
+    assert str(storage.path(Path(str(store)))) == 'memory://bucket/run'
 
 
 def test_what_is_written_is_read(folder):

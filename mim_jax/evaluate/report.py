@@ -46,7 +46,7 @@ class Results:
         # A work directory may move, with the folder in it.
         own = storage.path(of).resolve()
         inside = own in folder.resolve().parents
-        if storage.path(before).resolve() != own and not inside:
+        if not inside and storage.path(before).resolve() != own:
             raise UserError(f'{path} is of {before}, not of {of}: give another --out.')
         return cls(of, evaluators)
 
