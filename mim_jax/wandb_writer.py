@@ -56,7 +56,7 @@ class WandbWriter:
                 dir=tempfile.mkdtemp() if storage.is_remote(workdir) else str(workdir),
                 config=json.loads((workdir / layout.CONFIG_FILE).read_text(encoding='utf-8')),
             )
-        except wandb.Error as error:
+        except Exception as error:  # as many kinds as there are reasons
             raise UserError(
                 f'config.log.wandb = {project}: no run can be begun there ({error}); '
                 'WANDB_MODE=offline keeps it on this machine, none does without.'
