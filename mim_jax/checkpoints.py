@@ -219,10 +219,13 @@ class Checkpoints:
 
 
 def _reason(error: Exception) -> str:
-    """What the system said, of the page that TensorStore makes of it; else its first line."""
+    """What the system said, of the page that TensorStore makes of it; else its first line, whose
+    end says the cause.
+    """
     text = str(error).strip() or type(error).__name__
     number = re.search(r"os_error_code='(\d+)'", text)
-    return os.strerror(int(number[1])) if number else text.splitlines()[0][:200]
+    line = text.splitlines()[0].partition(' [')[0]
+    return os.strerror(int(number[1])) if number else line[-200:]
 
 
 def _worth_saying(record: LogRecord) -> bool:

@@ -11,7 +11,7 @@ import threading
 BUCKET = 'bucket'
 
 
-class _Server(http.server.HTTPServer):
+class _Server(http.server.ThreadingHTTPServer):
     request_queue_size = 128  # TensorStore writes a checkpoint's arrays at once
 
 
@@ -19,13 +19,22 @@ class _Server(http.server.HTTPServer):
 def serving():
     """Gives the environment by which gcsfs and TensorStore find it, with one empty bucket."""
     from gcp_storage_emulator.handlers import buckets
-    from gcp_storage_emulator.server import RequestHandler
+    from gcp_storage_emulator.server import RequestHandler, Router
     from gcp_storage_emulator.storage import Storage
 
     logging.getLogger('gcp_storage_emulator').setLevel(logging.CRITICAL)
     storage = Storage(use_memory_fs=True)
     buckets.create_bucket(BUCKET, storage)
-    server = _Server(('localhost', 0), functools.partial(RequestHandler, storage))
+    one_at_a_time = threading.Lock()  # it is not made for threads
+
+    class Handler(RequestHandler):
+        def do_GET(self):
+            with one_at_a_time:
+                Router(self).handle(self.command)
+
+        do_POST = do_PUT = do_PATCH = do_DELETE = do_GET
+
+    server = _Server(('localhost', 0), functools.partial(Handler, storage))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

@@ -66,13 +66,14 @@ def folder(tmp_path_factory, environment):
     whole = start(folder, 'whole')
     output, _ = whole.communicate()
     assert whole.returncode == 0, output
-    process = start(folder, WORKDIR)
+    process, seen = start(folder, WORKDIR), []
     for line in process.stdout:
+        seen.append(line)
         if re.match(rf'step +{KILLED}/', line):
             process.kill()
             break
-    rest = process.stdout.read()
-    assert process.wait() == -signal.SIGKILL, rest
+    seen.append(process.stdout.read())
+    assert process.wait() == -signal.SIGKILL, ''.join(seen)
     return folder
 
 

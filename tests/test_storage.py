@@ -218,13 +218,34 @@ def test_a_bucket_that_cannot_be_reached(found_at):
         storage.path('gs://mine/x')
 
 
-def test_a_bucket_that_is_not_there(found_at):
+@pytest.fixture
+def bucket(found_at):
     pytest.importorskip('gcp_storage_emulator')
     with buckets.serving() as environment:
         found_at(int(environment['STORAGE_EMULATOR_HOST'].rpartition(':')[2]))
-        assert not storage.path(f'gs://{buckets.BUCKET}/x').exists()
-        with pytest.raises(UserError, match='^gs://mine: there is no such bucket'):
-            storage.path('gs://mine/x')
+        yield storage.path(f'gs://{buckets.BUCKET}/run')
+
+
+def test_a_bucket_that_is_not_there(bucket):
+    assert not bucket.exists()
+    with pytest.raises(UserError, match='^gs://mine: there is no such bucket'):
+        storage.path('gs://mine/x')
+
+
+def test_a_damaged_checkpoint_in_a_bucket_is_found_and_set_aside(bucket):
+    folder = bucket / 'checkpoints' / '5'
+    for name in (integrity.WHOLE, layout.COMMIT_FILE, 'variables/d'):
+        storage.write_whole(folder / name, 'numbers')
+    integrity.seal(folder)
+    assert layout.saved_steps(bucket) == [5]
+    assert integrity.damage(folder) is None
+    assert integrity.STORE in (folder / integrity.FILE).read_text()  # nothing was read for it
+    storage.write_whole(folder / 'variables/d', 'nUmbers')
+    assert integrity.damage(folder) == 'variables/d has other contents than were written'
+    before = storage.files(folder)
+    storage.rename(folder, folder.with_name('5.damaged'))
+    assert layout.saved_steps(bucket) == []
+    assert storage.files(folder.with_name('5.damaged')) == before
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
