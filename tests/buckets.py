@@ -6,7 +6,9 @@ import contextlib
 import functools
 import http.server
 import logging
+import re
 import threading
+import urllib.parse
 
 BUCKET = 'bucket'
 
@@ -18,6 +20,7 @@ class _Server(http.server.ThreadingHTTPServer):
 @contextlib.contextmanager
 def serving():
     """Gives the environment by which gcsfs and TensorStore find it, with one empty bucket."""
+    from gcp_storage_emulator.exceptions import NotFound
     from gcp_storage_emulator.handlers import buckets
     from gcp_storage_emulator.server import RequestHandler, Router
     from gcp_storage_emulator.storage import Storage
@@ -33,6 +36,15 @@ def serving():
                 Router(self).handle(self.command)
 
         do_POST = do_PUT = do_PATCH = do_DELETE = do_GET
+
+        def end_headers(self):
+            # Left out there, and TensorStore cannot write an object again without.
+            read = re.match(r'/storage/v1/b/([^/]+)/o/([^?]+)\?.*alt=media', self.path)
+            if read:
+                with contextlib.suppress(NotFound):
+                    found = storage.get_file_obj(read[1], urllib.parse.unquote(read[2]))
+                    self.send_header('x-goog-generation', found['generation'])
+            super().end_headers()
 
     server = _Server(('localhost', 0), functools.partial(Handler, storage))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
