@@ -44,7 +44,7 @@ def environment():
     pytest.importorskip('gcsfs')
     pytest.importorskip('gcp_storage_emulator')
     with buckets.serving() as found, pytest.MonkeyPatch.context() as patch:
-        for name, value in found.items():
+        for name, value in {**found, 'MIM_JAX_NUM_PROCESSES': '1'}.items():
             patch.setenv(name, value)
         yield found
 
@@ -140,4 +140,5 @@ def test_what_reads_a_work_directory(folder, tmp_path, capsys):
 
     assert evaluate([f'--workdir={WORKDIR}', '--evaluators=knn', '--config.eval.knn.k=1']) == 0
     written = storage.files(storage.path(WORKDIR) / 'evaluation')
-    assert {'results.json', 'results.md', 'confusion_knn.png'} <= written.keys()
+    assert {'results.json', 'results.md'} <= written.keys()
+    assert any(name.endswith('.png') for name in written)
