@@ -44,7 +44,7 @@ def run(arguments: list[str], stop: Stop) -> int:
     options, assignments = parse(arguments)
     _prepare_simulated_devices()
     # Importing JAX and friends takes a second or two; a mistyped option should not wait for it.
-    from mim_jax import distributed, peers, work_directory
+    from mim_jax import distributed, peers, storage, work_directory
     from mim_jax.experiment import Experiment, from_config
 
     config = configs.override(configs.load(options.config), Experiment, assignments)
@@ -60,7 +60,7 @@ def run(arguments: list[str], stop: Stop) -> int:
     from mim_jax.trainer import Trainer
 
     workdir = options.workdir or default_workdir(options.config)
-    with peers.together(stop):
+    with peers.together(stop), storage.told(workdir):
         trainer = Trainer(experiment, workdir, extend=options.extend)
         stop.kept = trainer.kept
         with work_directory.locked(workdir):

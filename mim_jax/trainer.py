@@ -20,6 +20,7 @@ from mim_jax import (
     placement,
     provenance,
     sharding,
+    storage,
     wandb_writer,
     work_directory,
 )
@@ -48,7 +49,7 @@ class Trainer:
 
     def __init__(self, run: Experiment, workdir: str | Path, *, extend: bool = False):
         self.run = run
-        self.workdir = Path(workdir)
+        self.workdir = storage.path(workdir)
         work_directory.check(workdir, run, extend=extend)
         wandb_writer.check(run.log.wandb)
         self.found = checkpoints.find_together(workdir)
@@ -261,6 +262,7 @@ class Trainer:
             self._report('pictures', self._draw)
 
     def _last_words(self) -> str:
+        self.logger.sync()
         return last_words(read_metrics(self.workdir), total=self.total, workdir=self.workdir)
 
     def _report(self, what: str, function: Callable[[], None]) -> None:
@@ -282,6 +284,7 @@ class Trainer:
     def _save(self) -> None:
         """Saves the state, which is that after the last step whose metrics were looked at."""
         step, data_state = self._seen
+        self.logger.sync()  # a run that goes on from here has every line before
         progress = {'data': data_state, 'refused': self.refused, 'interval': self.interval.state}
         self.checkpoints.save(step, self.state, progress)
         self._saved_at = time.monotonic()
