@@ -130,7 +130,8 @@ def _locked(workdir: Path) -> Iterator[None]:
         with remote_lock.locked(workdir / LOCK_FILE):
             yield
         return
-    check_folder(workdir)
+    for folder in (workdir, checkpoints.directory(workdir)):
+        check_folder(folder)
     workdir.mkdir(parents=True, exist_ok=True)
     with open(workdir / LOCK_FILE, 'a+', encoding='utf-8') as file:
         try:
