@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mim_jax import keys
 from mim_jax.errors import UserError
 from mim_jax.models.attention import QKV_BIASES
 from mim_jax.models.blocks import REMAT_POLICIES, drop_path_factors, stacked_blocks
@@ -104,6 +105,7 @@ class ViT:
     mask_token: bool = False
     layer_scale: NotNegative | None = None  # initial value; None: no layer scale
     drop_path: Fraction = 0.0  # rate of the last block; rises linearly from 0
+    attention_dropout: Fraction = 0.0  # of the attention's weights, in all blocks
     qkv_bias: str = 'all'
     patch_bias: bool = True
     pre_norm: bool = False  # a LayerNorm between embedding and blocks, as in CLIP
@@ -174,7 +176,7 @@ class ViT:
 
         mask [B,N] bool: hidden patches' embeddings become the mask token, before any position.
         visible_ids [B,K] int32: only these patches are encoded, positions added before the choice.
-        drop_path_keys: typed keys [B] for drop path; None is deterministic.
+        drop_path_keys: typed keys [B] for drop path and attention dropout; None is deterministic.
         layers, attention, queries_keys: numbers of blocks (1 to depth) of which these are returned
           too, see `Encoded`.
         condition [B,condition_width]: what the blocks' adaptive layer norm follows.
@@ -264,17 +266,22 @@ class VisionTransformer(nn.Module):
         keep = None
         if drop_path_keys is not None and c.drop_path > 0:
             keep = drop_path_factors(drop_path_keys, rate=c.drop_path, depth=c.depth)
+        attention_keys = None
+        if drop_path_keys is not None and c.attention_dropout > 0:
+            attention_keys = keys.named(drop_path_keys, 'attention')
         asked = asked or {}
         carry, tapped = stacked_blocks(
             c.depth,
             **c.block_options,
             condition_width=c.condition_width,
+            attention_dropout=c.attention_dropout,
             relative=relative if c.relative_position in ('per_block', 'both') else None,
             taps=tuple(name for name, blocks in asked.items() if blocks),
         )(
             x if hook is None else (x, hook.start(x)),
             keep=keep,
             bias=bias,
+            attention_keys=attention_keys,
             visible_ids=visible_ids,
             condition=condition,
             hook=hook,

@@ -5,6 +5,7 @@ from mim_jax.objectives.byol import BYOL
 from mim_jax.objectives.classification import Classification
 from mim_jax.objectives.colormae import ColorMAE
 from mim_jax.objectives.croco import CroCo
+from mim_jax.objectives.data2vec import Data2Vec
 from mim_jax.objectives.dtm import DTM
 from mim_jax.objectives.hpm import HPM
 from mim_jax.objectives.lut import LUT
@@ -21,6 +22,7 @@ OBJECTIVES = {
     'classification': Classification,
     'colormae': ColorMAE,
     'croco': CroCo,
+    'data2vec': Data2Vec,
     'dtm': DTM,
     'hpm': HPM,
     'lut': LUT,
