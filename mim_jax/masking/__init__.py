@@ -14,6 +14,7 @@ from mim_jax.masking.selection import (
     drawn_by_weight,
     hardest_first,
     hidden_ids,
+    in_places,
     visible_ids,
 )
 from mim_jax.masking.weighted import WeightedMasking
@@ -29,6 +30,7 @@ __all__ = [
     'drawn_by_weight',
     'hardest_first',
     'hidden_ids',
+    'in_places',
     'rising_count',
     'visible_ids',
 ]

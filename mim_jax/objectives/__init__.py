@@ -2,6 +2,8 @@
 
 from mim_jax.objectives.beitv2 import BEiTv2
 from mim_jax.objectives.byol import BYOL
+from mim_jax.objectives.cae import CAE
+from mim_jax.objectives.caev2 import CAEv2
 from mim_jax.objectives.classification import Classification
 from mim_jax.objectives.colormae import ColorMAE
 from mim_jax.objectives.croco import CroCo
@@ -19,6 +21,8 @@ from mim_jax.objectives.vqkd import VQKD
 OBJECTIVES = {
     'beitv2': BEiTv2,
     'byol': BYOL,
+    'cae': CAE,
+    'caev2': CAEv2,
     'classification': Classification,
     'colormae': ColorMAE,
     'croco': CroCo,

@@ -47,6 +47,10 @@ class DalleTokenizer(Target):
     num_codes: Count = 8192
     dtype: Literal['float32', 'bfloat16'] = 'float32'
 
+    def __post_init__(self):
+        if self.width % 4:
+            raise ValueError(f'width = {self.width}: it must be divisible by 4.')
+
     def check(self, encoder, inputs):
         if inputs.channels != 3:
             raise UserError(
