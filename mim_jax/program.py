@@ -78,7 +78,7 @@ class Program:
 
     def model_flops(self, traced: Any) -> int:
         """FLOPs of one step's matrix products without what rematerialisation repeats."""
-        run = _without_remat(self.run)
+        run = with_remat(self.run, 'none')
         if run == self.run:
             return flops.matmul_flops(traced.jaxpr)
         fields = self.objective.inputs.fields
@@ -142,13 +142,13 @@ def _without_frozen(state: TrainState) -> TrainState:
     return state.replace(variables=kept)
 
 
-def _without_remat(section: Any) -> Any:
-    """A config section, or all of them, that keeps every intermediate result of every network."""
+def with_remat(section: Any, remat: str) -> Any:
+    """A config section, or all of them, every network of which is rematerialised in that way."""
     changed = {}
     for field in dataclasses.fields(section):
         value = getattr(section, field.name)
         if field.name == 'remat':
-            changed['remat'] = 'none'
+            changed['remat'] = remat
         elif dataclasses.is_dataclass(value):
-            changed[field.name] = _without_remat(value)
+            changed[field.name] = with_remat(value, remat)
     return dataclasses.replace(section, **changed)

@@ -23,6 +23,7 @@ NOT_A_TEACHERS = (
     'grid',
     'scan',
     'remat',
+    'attention_kernel',
 )
 
 
