@@ -214,6 +214,11 @@ def test_attention_dropout_keeps_the_mean_and_differs_from_block_to_block():
         np.testing.assert_allclose(found[0, :, head], weights @ v[0, :, head], atol=1e-5)
 
 
+def test_attention_dropout_needs_a_kernel_that_has_weights():
+    with pytest.raises(ValueError, match="'cudnn' drops no weights: set attention_dropout to 0"):
+        ViT(attention_kernel='cudnn', dtype='bfloat16', attention_dropout=0.1)
+
+
 def test_beit_initialisation_shrinks_what_later_blocks_write():
     model = dataclasses.replace(SMALL, width=64, initialization='beit')
     blocks = model.init(jax.random.key(0), IMAGES)['params']['blocks']
