@@ -5,6 +5,7 @@ of hidden patches is the same for every image and known before any draw (`count`
 """
 
 from mim_jax.masking.block import BlockMasking
+from mim_jax.masking.colored import ColoredMasking
 from mim_jax.masking.curriculum import rising_count
 from mim_jax.masking.disjoint import DisjointMasking
 from mim_jax.masking.grid import GridMasking
@@ -13,6 +14,7 @@ from mim_jax.masking.selection import (
     drawn_by_weight,
     hardest_first,
     hidden_ids,
+    in_places,
     visible_ids,
 )
 from mim_jax.masking.weighted import WeightedMasking
@@ -20,6 +22,7 @@ from mim_jax.masking.weighted import WeightedMasking
 __all__ = [
     'MASKINGS',
     'BlockMasking',
+    'ColoredMasking',
     'DisjointMasking',
     'GridMasking',
     'RandomMasking',
@@ -27,8 +30,14 @@ __all__ = [
     'drawn_by_weight',
     'hardest_first',
     'hidden_ids',
+    'in_places',
     'rising_count',
     'visible_ids',
 ]
 
-MASKINGS = {'random': RandomMasking, 'grid': GridMasking, 'block': BlockMasking}
+MASKINGS = {
+    'random': RandomMasking,
+    'grid': GridMasking,
+    'block': BlockMasking,
+    'colored': ColoredMasking,
+}

@@ -2,8 +2,12 @@
 
 from mim_jax.objectives.beitv2 import BEiTv2
 from mim_jax.objectives.byol import BYOL
+from mim_jax.objectives.cae import CAE
+from mim_jax.objectives.caev2 import CAEv2
 from mim_jax.objectives.classification import Classification
+from mim_jax.objectives.colormae import ColorMAE
 from mim_jax.objectives.croco import CroCo
+from mim_jax.objectives.data2vec import Data2Vec
 from mim_jax.objectives.dtm import DTM
 from mim_jax.objectives.hpm import HPM
 from mim_jax.objectives.lut import LUT
@@ -17,8 +21,12 @@ from mim_jax.objectives.vqkd import VQKD
 OBJECTIVES = {
     'beitv2': BEiTv2,
     'byol': BYOL,
+    'cae': CAE,
+    'caev2': CAEv2,
     'classification': Classification,
+    'colormae': ColorMAE,
     'croco': CroCo,
+    'data2vec': Data2Vec,
     'dtm': DTM,
     'hpm': HPM,
     'lut': LUT,

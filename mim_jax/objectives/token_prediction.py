@@ -114,6 +114,20 @@ class TokenPrediction(Morphed, Targeted):
             sheets['groups'] = [hidden, *groups]
         return sheets or {'mask': [hidden]}
 
+    def token_sheet(self, variables: Variables, batch: Batch, step: jax.Array) -> list[Any]:
+        """What is hidden, target and prediction as tokens, and their distances: for methods whose
+        target is no picture.
+        """
+        mask = self.mask(variables, batch, step)
+        target = self.targets(variables, batch['images'])
+        prediction = self.predict(variables, batch, mask)
+        return [
+            panels.Mask(mask),
+            panels.Tokens(target, title='target (PCA)'),
+            panels.Tokens(prediction, title='prediction (its own PCA)'),
+            panels.HeatMap(self.distance(prediction, target), title='distance'),
+        ]
+
     def morphed(self, variables: Variables, batch: Batch) -> dict[str, Any]:
         """What a grouping may look at beside the target."""
         return {
