@@ -11,6 +11,7 @@ from mim_jax.objectives.lut import LUT
 from mim_jax.objectives.mae import MAE
 from mim_jax.objectives.maskalign import MaskAlign
 from mim_jax.objectives.mfm import MFM
+from mim_jax.objectives.nim import NIM
 from mim_jax.objectives.segmentation import Segmentation
 from mim_jax.objectives.simmim import SimMIM
 from mim_jax.objectives.vqkd import VQKD
@@ -27,6 +28,7 @@ OBJECTIVES = {
     'mae': MAE,
     'maskalign': MaskAlign,
     'mfm': MFM,
+    'nim': NIM,
     'segmentation': Segmentation,
     'simmim': SimMIM,
     'vqkd': VQKD,
