@@ -5,6 +5,7 @@ of hidden patches is the same for every image and known before any draw (`count`
 """
 
 from mim_jax.masking.block import BlockMasking
+from mim_jax.masking.covering import CoveringMasking
 from mim_jax.masking.curriculum import rising_count
 from mim_jax.masking.disjoint import DisjointMasking
 from mim_jax.masking.grid import GridMasking
@@ -20,6 +21,7 @@ from mim_jax.masking.weighted import WeightedMasking
 __all__ = [
     'MASKINGS',
     'BlockMasking',
+    'CoveringMasking',
     'DisjointMasking',
     'GridMasking',
     'RandomMasking',
