@@ -5,6 +5,7 @@ from mim_jax.objectives.byol import BYOL
 from mim_jax.objectives.classification import Classification
 from mim_jax.objectives.conmim import ConMIM
 from mim_jax.objectives.croco import CroCo
+from mim_jax.objectives.de3 import De3
 from mim_jax.objectives.dmjd import DMJD
 from mim_jax.objectives.dtm import DTM
 from mim_jax.objectives.hpm import HPM
@@ -23,6 +24,7 @@ OBJECTIVES = {
     'classification': Classification,
     'conmim': ConMIM,
     'croco': CroCo,
+    'de3': De3,
     'dmjd': DMJD,
     'dtm': DTM,
     'hpm': HPM,
