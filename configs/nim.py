@@ -13,9 +13,8 @@ uniformly, or `=75,75`, the same for all images; its option `nonorm`:
 `--config.objective.target.normalize=false`.
 
 Data, model, decoder, optimiser and length are those of mae.py, as in the released code
-(youzunzhi/NIM-AdvDef). It publishes robustness under attack and no accuracy on clean images in its
-README. This config has not been run to the end by this project; its cost has not been measured. The
-small sizes are ours.
+(youzunzhi/NIM-AdvDef). Its README has no figures. This config has not been run to the end by this
+project; its cost has not been measured. The small sizes are ours.
 """
 
 from _scales import borrowed

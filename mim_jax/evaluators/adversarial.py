@@ -13,7 +13,7 @@ from mim_jax import keys as named_keys
 from mim_jax.errors import UserError
 from mim_jax.evaluators.base import Test
 from mim_jax.evaluators.judged import Judged
-from mim_jax.ranges import Count, Positive, Repeats
+from mim_jax.ranges import Count, NotNegative, Positive, Repeats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +25,8 @@ class Adversarial:
     attack: 'fgsm' makes one step of `epsilon` along the sign of the gradient; 'pgd' starts anywhere
       within `epsilon` and makes `steps` of `step_size`, each cut back to within `epsilon`.
     max_test: so many images, evenly spaced over the split; None: all.
+    deviations: of the noise that defends a classifier (de3), in grey levels: it is tried with each
+      of these as well, and with 0 without its defence.
 
     What a classifier draws at random it draws anew for every step, and for the judgement.
 
@@ -41,10 +43,28 @@ class Adversarial:
     step_size: Positive = 2.0
     steps: Repeats = 10
     max_test: Count | None = None
+    deviations: tuple[NotNegative, ...] = ()
+
+    def check(self, objective: Any) -> None:
+        """Raises UserError where a defence is to be changed that the objective has not."""
+        if self.deviations and not hasattr(objective, 'with_noise'):
+            raise UserError(
+                f'config.eval.adversarial.deviations = {self.deviations}: this objective is not '
+                'defended by noise; set it to ().'
+            )
 
     def judge(self, judged: Judged) -> Iterator[tuple[str, float]]:
-        """Yields ('top1', under attack) and ('top1_clean', without), shares in 0..1."""
+        """Yields ('top1', under attack) and ('top1_clean', without), shares in 0..1; the same of
+        every deviation D, as 'top1_noise_D' and 'top1_clean_noise_D'.
+        """
+        yield from self._judge(judged, '')
+        for deviation in self.deviations:
+            other = judged.objective.with_noise(deviation)
+            yield from self._judge(
+                dataclasses.replace(judged, objective=other), f'_noise_{deviation:g}'
+            )
 
+    def _judge(self, judged: Judged, suffix: str) -> Iterator[tuple[str, float]]:
         def add(
             sums: Mapping[str, jax.Array],
             variables: Mapping[str, Any],
@@ -62,7 +82,7 @@ class Adversarial:
             found['count'] = valid
             return {k: sums[k] + (v & valid).sum(dtype='int32') for k, v in found.items()}
 
-        step = judged.jit('adversarial', add)
+        step = judged.jit(f'adversarial{suffix}', add)
         sums = judged.replicate(dict.fromkeys(('top1', 'top1_clean', 'count'), np.int32(0)))
         for batch in judged.batches({'images': judged.views['images']}):
             wanted = judged.put({key: batch[key] for key in ('images', 'labels', 'valid')})
@@ -73,7 +93,7 @@ class Adversarial:
         if not sums['count']:
             raise UserError('The adversarial evaluator got no test images: is the split empty?')
         for name in ('top1', 'top1_clean'):
-            yield name, float(sums[name] / sums['count'])
+            yield name + suffix, float(sums[name] / sums['count'])
 
     def changed(
         self, logits: Any, images: jax.Array, labels: jax.Array, key: jax.Array

@@ -120,6 +120,14 @@ class De3(Classification):
         images = self.defended(variables, images, own, noise=self.test_noise)[-1]
         return super().logits(variables, images)
 
+    def with_noise(self, deviation: float) -> 'De3':
+        """This classifier, defended by noise of another deviation in grey levels when it
+        classifies; 0: not at all.
+        """
+        noise = Noise(sigma=(deviation, deviation))
+        defence = self.defence if deviation else 'none'
+        return dataclasses.replace(self, test_noise=noise, defence=defence)
+
     def defended(
         self, variables: Variables, images: jax.Array, own: jax.Array, *, noise: Noise
     ) -> list[jax.Array]:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from mim_jax import data, experiment, keys
+from mim_jax.errors import UserError
 from mim_jax.evaluation import Evaluation
 from mim_jax.evaluators import EVALUATORS
 from mim_jax.evaluators.adversarial import Adversarial
@@ -47,6 +48,18 @@ def test_pgd_walks_within_the_bound_from_a_random_start():
             x = x + 3 / 255 * uphill_by_hand(x, label)
             x = np.clip(np.clip(x, image - 8 / 255, image + 8 / 255), 0, 1)
         np.testing.assert_allclose(found, x, atol=1e-6)
+
+
+def test_a_defence_is_tried_with_other_deviations_where_there_is_one():
+    class Defended:
+        def with_noise(self, deviation):
+            return deviation
+
+    attack = Adversarial(deviations=(0.0, 70.0))
+    attack.check(Defended())
+    with pytest.raises(UserError, match='deviations = .*: this objective is not defended by noise'):
+        attack.check(object())
+    Adversarial().check(object())
 
 
 @pytest.mark.slow

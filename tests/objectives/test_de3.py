@@ -116,6 +116,9 @@ def test_without_a_network_only_noise_is_added_or_nothing():
     stages = noise.defended({}, IMAGES, own, noise=noise.noise)
     np.testing.assert_allclose(stages[-1], np.clip(noisy_by_hand(own, 0, 30), 0, 1), atol=1e-5)
     np.testing.assert_array_equal(none.given({}, IMAGES, own), IMAGES)
+    louder, open_ = noise.with_noise(140.0), noise.with_noise(0.0)
+    assert louder.test_noise.sigma == (140, 140) and louder.defence == 'noise'
+    assert louder.noise == noise.noise and open_.defence == 'none'
     shapes = jax.eval_shape(noise.init, jax.random.key(0), IMAGES)
     assert set(shapes) == {'params'} and noise.pretrained() == none.pretrained() == {}
 
