@@ -5,6 +5,7 @@ of hidden patches is the same for every image and known before any draw (`count`
 """
 
 from mim_jax.masking.block import BlockMasking
+from mim_jax.masking.complementary import ComplementaryMasking
 from mim_jax.masking.covering import CoveringMasking
 from mim_jax.masking.curriculum import rising_count
 from mim_jax.masking.disjoint import DisjointMasking
@@ -14,6 +15,7 @@ from mim_jax.masking.selection import (
     drawn_by_weight,
     hardest_first,
     hidden_ids,
+    mask_without,
     visible_ids,
 )
 from mim_jax.masking.weighted import WeightedMasking
@@ -21,6 +23,7 @@ from mim_jax.masking.weighted import WeightedMasking
 __all__ = [
     'MASKINGS',
     'BlockMasking',
+    'ComplementaryMasking',
     'CoveringMasking',
     'DisjointMasking',
     'GridMasking',
@@ -29,6 +32,7 @@ __all__ = [
     'drawn_by_weight',
     'hardest_first',
     'hidden_ids',
+    'mask_without',
     'rising_count',
     'visible_ids',
 ]

@@ -64,3 +64,9 @@ def hidden_ids(mask, *, num_hidden):
     `num_hidden` (static) are True in every row.
     """
     return visible_ids(~mask, num_visible=num_hidden)
+
+
+def mask_without(places, *, num_patches):
+    """Mask [B, num_patches] bool, True = hidden, that leaves `places` [B, K] int32 visible."""
+    hidden = jnp.ones((len(places), num_patches), bool)
+    return jax.vmap(lambda row, ids: row.at[ids].set(False))(hidden, places)

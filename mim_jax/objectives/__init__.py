@@ -13,6 +13,7 @@ from mim_jax.objectives.lut import LUT
 from mim_jax.objectives.mae import MAE
 from mim_jax.objectives.maskalign import MaskAlign
 from mim_jax.objectives.mfm import MFM
+from mim_jax.objectives.moca import MOCA
 from mim_jax.objectives.nim import NIM
 from mim_jax.objectives.segmentation import Segmentation
 from mim_jax.objectives.simmim import SimMIM
@@ -32,6 +33,7 @@ OBJECTIVES = {
     'mae': MAE,
     'maskalign': MaskAlign,
     'mfm': MFM,
+    'moca': MOCA,
     'nim': NIM,
     'segmentation': Segmentation,
     'simmim': SimMIM,

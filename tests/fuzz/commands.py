@@ -107,6 +107,9 @@ def _base(rng):
     small = [('width', '16'), ('depth', '1'), ('heads', '2')]
     if name in ('mae', 'croco', 'dmjd', 'hpm', 'lut', 'nim'):
         pairs += [(f'objective.decoder.{key}', value) for key, value in small]
+    if name == 'moca':
+        pairs += [(f'objective.decoder.{key}', value) for key, value in small]
+        pairs += [('objective.dense_layer', '1'), ('objective.words.border', '1')]
     if name == 'de3':
         for part in ('model', 'decoder'):
             pairs += [(f'objective.denoiser.{part}.{key}', value) for key, value in small]
