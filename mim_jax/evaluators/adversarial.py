@@ -91,7 +91,10 @@ class Adversarial:
             jax.block_until_ready(before)
         sums = jax.device_get(sums)
         if not sums['count']:
-            raise UserError('The adversarial evaluator got no test images: is the split empty?')
+            raise UserError(
+                'The adversarial evaluator got no test image that can be read (what cannot is '
+                'named above, if there is any): see the data section.'
+            )
         for name in ('top1', 'top1_clean'):
             yield name + suffix, float(sums[name] / sums['count'])
 
