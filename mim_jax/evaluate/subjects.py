@@ -60,7 +60,8 @@ class Subject:
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Figures by 'EVALUATOR/metric'."""
-        values = self.evaluation.run(self._placed(step))
+        frozen = self.program.pretrained() if self.evaluation.judges else {}
+        values = self.evaluation.run({**frozen, **self._placed(step)})
         return {name.removeprefix('eval/'): float(value) for name, value in values.items()}
 
     def draw(self) -> dict[str, np.ndarray]:

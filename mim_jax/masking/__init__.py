@@ -6,6 +6,8 @@ of hidden patches is the same for every image and known before any draw (`count`
 
 from mim_jax.masking.block import BlockMasking
 from mim_jax.masking.colored import ColoredMasking
+from mim_jax.masking.complementary import ComplementaryMasking
+from mim_jax.masking.covering import CoveringMasking
 from mim_jax.masking.curriculum import rising_count
 from mim_jax.masking.disjoint import DisjointMasking
 from mim_jax.masking.grid import GridMasking
@@ -15,6 +17,7 @@ from mim_jax.masking.selection import (
     hardest_first,
     hidden_ids,
     in_places,
+    mask_without,
     visible_ids,
 )
 from mim_jax.masking.weighted import WeightedMasking
@@ -23,6 +26,8 @@ __all__ = [
     'MASKINGS',
     'BlockMasking',
     'ColoredMasking',
+    'ComplementaryMasking',
+    'CoveringMasking',
     'DisjointMasking',
     'GridMasking',
     'RandomMasking',
@@ -31,6 +36,7 @@ __all__ = [
     'hardest_first',
     'hidden_ids',
     'in_places',
+    'mask_without',
     'rising_count',
     'visible_ids',
 ]

@@ -73,3 +73,9 @@ def in_places(at_visible, at_hidden, *, visible_ids, hidden_ids):
     order = jnp.argsort(jnp.concatenate([visible_ids, hidden_ids], axis=1), axis=1)
     tokens = jnp.concatenate([at_visible, at_hidden], axis=1)
     return jnp.take_along_axis(tokens, order[..., None], axis=1)
+
+
+def mask_without(places, *, num_patches):
+    """Mask [B, num_patches] bool, True = hidden, that leaves `places` [B, K] int32 visible."""
+    hidden = jnp.ones((len(places), num_patches), bool)
+    return jax.vmap(lambda row, ids: row.at[ids].set(False))(hidden, places)

@@ -104,9 +104,16 @@ def _base(rng):
     name = str(rng.choice(sorted(OBJECTIVES)))
     config = experiment.default_config(name)
     pairs = [tuple(pair.split('=')) for pair in TINY]
-    if name in ('mae', 'croco', 'hpm', 'lut'):
-        small = {'width': 16, 'depth': 1, 'heads': 2}
-        pairs += [(f'objective.decoder.{key}', str(value)) for key, value in small.items()]
+    small = [('width', '16'), ('depth', '1'), ('heads', '2')]
+    if name in ('mae', 'croco', 'dmjd', 'hpm', 'lut', 'nim'):
+        pairs += [(f'objective.decoder.{key}', value) for key, value in small]
+    if name == 'moca':
+        pairs += [(f'objective.decoder.{key}', value) for key, value in small]
+        pairs += [('objective.dense_layer', '1'), ('objective.words.border', '1')]
+    if name == 'de3':
+        for part in ('model', 'decoder'):
+            pairs += [(f'objective.denoiser.{part}.{key}', value) for key, value in small]
+        pairs.append(('objective.denoiser.model.patch_size', '8,8'))
     if name in ('dtm', 'maskalign', 'vqkd', 'beitv2'):
         pairs += [(f'objective.target.model.{key}', str(value)) for key, value in TEACHER.items()]
     if name in ('dtm', 'beitv2'):
