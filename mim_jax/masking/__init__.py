@@ -8,6 +8,7 @@ from mim_jax.masking.block import BlockMasking
 from mim_jax.masking.curriculum import rising_count
 from mim_jax.masking.disjoint import DisjointMasking
 from mim_jax.masking.grid import GridMasking
+from mim_jax.masking.multiblock import Blocks, MultiBlockMasking
 from mim_jax.masking.random import RandomMasking
 from mim_jax.masking.selection import (
     drawn_by_weight,
@@ -20,8 +21,10 @@ from mim_jax.masking.weighted import WeightedMasking
 __all__ = [
     'MASKINGS',
     'BlockMasking',
+    'Blocks',
     'DisjointMasking',
     'GridMasking',
+    'MultiBlockMasking',
     'RandomMasking',
     'WeightedMasking',
     'drawn_by_weight',

@@ -6,6 +6,7 @@ from mim_jax.objectives.classification import Classification
 from mim_jax.objectives.croco import CroCo
 from mim_jax.objectives.dtm import DTM
 from mim_jax.objectives.hpm import HPM
+from mim_jax.objectives.ijepa import IJEPA
 from mim_jax.objectives.lut import LUT
 from mim_jax.objectives.mae import MAE
 from mim_jax.objectives.maskalign import MaskAlign
@@ -21,6 +22,7 @@ OBJECTIVES = {
     'croco': CroCo,
     'dtm': DTM,
     'hpm': HPM,
+    'ijepa': IJEPA,
     'lut': LUT,
     'mae': MAE,
     'maskalign': MaskAlign,
