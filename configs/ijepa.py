@@ -47,7 +47,8 @@ def get_config(scale='vitb', objective='ijepa'):
         decay_also=('mask_token',),
         clip_norm=None,
     )
-    config.train.ema.update(decay=0.996, end_decay=1.0, schedule='linear')
+    average = dict(decay=0.996, end_decay=1.0, schedule='linear', parts=('encoder',))
+    config.train.ema.update(average)
     config.eval.use_ema = True
     if scale == 'vitb':
         config.data.batch_size = 2048

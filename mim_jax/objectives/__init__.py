@@ -4,6 +4,7 @@ from mim_jax.objectives.beitv2 import BEiTv2
 from mim_jax.objectives.byol import BYOL
 from mim_jax.objectives.classification import Classification
 from mim_jax.objectives.croco import CroCo
+from mim_jax.objectives.dmtjepa import DMTJEPA
 from mim_jax.objectives.dtm import DTM
 from mim_jax.objectives.hpm import HPM
 from mim_jax.objectives.ijepa import IJEPA
@@ -20,6 +21,7 @@ OBJECTIVES = {
     'byol': BYOL,
     'classification': Classification,
     'croco': CroCo,
+    'dmtjepa': DMTJEPA,
     'dtm': DTM,
     'hpm': HPM,
     'ijepa': IJEPA,
