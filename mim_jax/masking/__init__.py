@@ -16,16 +16,19 @@ from mim_jax.masking.selection import (
     hidden_ids,
     visible_ids,
 )
+from mim_jax.masking.shortlong import BlockUnion, ShortLongMasking
 from mim_jax.masking.weighted import WeightedMasking
 
 __all__ = [
     'MASKINGS',
     'BlockMasking',
+    'BlockUnion',
     'Blocks',
     'DisjointMasking',
     'GridMasking',
     'MultiBlockMasking',
     'RandomMasking',
+    'ShortLongMasking',
     'WeightedMasking',
     'drawn_by_weight',
     'hardest_first',

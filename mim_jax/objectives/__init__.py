@@ -12,6 +12,7 @@ from mim_jax.objectives.lut import LUT
 from mim_jax.objectives.mae import MAE
 from mim_jax.objectives.maskalign import MaskAlign
 from mim_jax.objectives.mfm import MFM
+from mim_jax.objectives.salt import SALT
 from mim_jax.objectives.segmentation import Segmentation
 from mim_jax.objectives.simmim import SimMIM
 from mim_jax.objectives.vqkd import VQKD
@@ -29,6 +30,7 @@ OBJECTIVES = {
     'mae': MAE,
     'maskalign': MaskAlign,
     'mfm': MFM,
+    'salt': SALT,
     'segmentation': Segmentation,
     'simmim': SimMIM,
     'vqkd': VQKD,

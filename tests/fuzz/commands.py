@@ -107,7 +107,16 @@ def _base(rng):
     if name in ('mae', 'croco', 'hpm', 'lut'):
         small = {'width': 16, 'depth': 1, 'heads': 2}
         pairs += [(f'objective.decoder.{key}', str(value)) for key, value in small.items()]
-    if name in ('dtm', 'maskalign', 'vqkd', 'beitv2'):
+    if name in ('ijepa', 'dmtjepa', 'salt'):
+        small = {'width': 16, 'depth': 1, 'heads': 2}
+        pairs += [(f'objective.predictor.{key}', str(value)) for key, value in small.items()]
+        counts = {'short': (4, 8), 'long': (2, 12)} if name == 'salt' else {}
+        for union, (context, predicted) in counts.items():
+            pairs.append((f'objective.masking.{union}.num_context', str(context)))
+            pairs.append((f'objective.masking.{union}.num_predicted', str(predicted)))
+        if not counts:
+            pairs.append(('objective.masking.num_context', '4'))
+    if name in ('dtm', 'maskalign', 'salt', 'vqkd', 'beitv2'):
         pairs += [(f'objective.target.model.{key}', str(value)) for key, value in TEACHER.items()]
     if name in ('dtm', 'beitv2'):
         pairs += [('objective.masking.num_masked', '6'), ('objective.masking.min_block', '2')]
