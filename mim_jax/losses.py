@@ -119,6 +119,38 @@ def ranking_loss(scores, values, *, eps=1e-6):
     return total / jnp.maximum(above.sum(axis=(1, 2)), 1.0)
 
 
+@dataclasses.dataclass(frozen=True)
+class TokenContrast:
+    """How badly the tokens of an image are told from each other: cross-entropy of every token's own
+    target among the targets of all its tokens, by cosine.
+
+    temperature: by which cosines are divided.
+
+    Source: the denoising contrast of ConMIM (Yi et al., ICLR 2023).
+    """
+
+    temperature: Positive = 0.1
+
+    def __call__(self, prediction, target):
+        """Prediction and target [...,N,D] to float32 [...,N]."""
+        logits = self.logits(prediction, target)
+        own = jnp.diagonal(logits, axis1=-2, axis2=-1)
+        return jax.nn.logsumexp(logits, axis=-1) - own
+
+    def logits(self, prediction, target):
+        """Of every prediction (rows) with every target of its image (columns), float32 [...,N,N].
+
+        In full precision: a temperature makes errors of cosines large.
+        """
+        cosines = jnp.einsum(
+            '...nd,...md->...nm',
+            unit(prediction),
+            unit(target),
+            precision=jax.lax.Precision.HIGHEST,
+        )
+        return cosines / self.temperature
+
+
 def standardize_tokens(target, *, eps=1e-6, ddof=0):
     """Tokens [...,D], float32, each with mean 0 and variance 1 (LayerNorm without affine).
 

@@ -88,6 +88,21 @@ def test_ranking_is_over_ordered_pairs_of_different_values():
     np.testing.assert_allclose(losses.ranking_loss(scores, values), expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize('temperature', [0.1, 1.0])
+def test_contrast_tells_every_token_from_the_others_of_its_image(temperature):
+    contrast = losses.TokenContrast(temperature)
+    found, logits = contrast(PREDICTION, TARGET), contrast.logits(PREDICTION, TARGET)
+    assert found.shape == (2, 3) and found.dtype == logits.dtype == np.float32
+    for image in range(2):
+        for i in range(3):
+            p = PREDICTION[image, i].astype(np.float64)
+            cosines = [p @ t / np.sqrt((p @ p) * (t @ t)) for t in TARGET[image]]
+            chances = np.exp(np.array(cosines) / temperature)
+            np.testing.assert_allclose(logits[image, i], np.log(chances), rtol=1e-4, atol=1e-5)
+            expected = -np.log(chances[i] / chances.sum())
+            np.testing.assert_allclose(found[image, i], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_standardised_tokens():
     tokens = np.asarray(losses.standardize_tokens(TARGET))
     np.testing.assert_allclose(tokens.mean(axis=-1), 0, atol=1e-6)

@@ -1,4 +1,5 @@
-"""DTM's and BEiT v2's configs follow the released code where the papers are silent; others do not.
+"""The configs of DTM, BEiT v2 and ConMIM follow the released code where papers are silent; others
+do not.
 
 The facts are those of naver-ai/dtm and of microsoft/unilm, beit2: `no_weight_decay` names the class
 token and the absolute positions, and whatever else has more than one dimension and is no bias is
@@ -23,10 +24,12 @@ from mim_jax.sharding import path_name
 CONFIGS = Path(__file__).parent.parent / 'configs'
 # Which follow that code in tokens and decay, and which of them in epochs too: the ImageNet recipes.
 FOLLOW = ['dtm', 'dtm:vitb', 'dtm:cifar10', 'dtm_vitb', 'dtm_vits', 'dtm_vitl', 'dtm_cifar10']
-FOLLOW += ['beitv2', 'beitv2:vitb', 'beitv2:cifar10', 'finetune', 'segmentation', 'transfer']
+FOLLOW += ['beitv2', 'beitv2:vitb', 'beitv2:cifar10', 'conmim', 'conmim:vitb', 'conmim:cifar10']
+FOLLOW += ['finetune', 'segmentation', 'transfer']
 COUNT = ['dtm', 'dtm:vitb', 'dtm_vitb', 'dtm_vits', 'dtm_vitl', 'beitv2', 'beitv2:vitb']
-COUNT += ['finetune']
-SIZED = ('dtm', 'beitv2', 'byol', 'hpm', 'lut', 'mae', 'mae_clip', 'mfm', 'simmim', 'vqkd')
+COUNT += ['conmim', 'conmim:vitb', 'finetune']
+SIZED = ('dtm', 'beitv2', 'byol', 'conmim', 'hpm', 'lut', 'mae', 'mae_clip', 'mfm', 'simmim')
+SIZED += ('vqkd',)
 
 # Every parameter: whether it is decayed, and in brackets what it is there, without the depth.
 BLOCKS = {

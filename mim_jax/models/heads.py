@@ -8,10 +8,10 @@ import numpy as np
 from mim_jax.errors import UserError
 from mim_jax.models.initializers import kernel_init
 from mim_jax.models.pooling import AttentivePool
-from mim_jax.models.tokenwise import Linear, layer_norm
+from mim_jax.models.tokenwise import ACTIVATIONS, Linear, layer_norm
 
 POOLINGS = ('mean', 'class_token', 'attentive')
-HIDDEN_ACTIVATIONS = {'relu': jax.nn.relu, 'tanh': jnp.tanh}
+HIDDEN_ACTIVATIONS = {'relu': jax.nn.relu, 'tanh': jnp.tanh, 'gelu': ACTIVATIONS['gelu']}
 BATCH_NORM_EPS = 1e-5
 
 
@@ -130,20 +130,58 @@ class MLPHead(nn.Module):
         return Linear((self.features,), name='fc2', **common)(x).astype(jnp.float32)
 
 
+class Projector(nn.Module):
+    """Linear layers, a norm behind each and an activation between them: [...,D] to float32
+    [...,widths[-1]]. The last norm has no scale and no bias.
+
+    norm: 'layer' (eps 1e-6), or 'batch' as in `MLPHead`. bias: of the linear layers. Parameters:
+    fc1, norm1, fc2, norm2, …
+
+    Source: SimCLR's projector, as ConMIM (Yi et al., ICLR 2023) has it, and with layer norms the
+    visible branch of DMJD (Ma et al., arXiv 2301.00230), each in its released code.
+    """
+
+    widths: tuple[int, ...]
+    norm: str = 'batch'
+    activation: str = 'relu'
+    bias: bool = False
+    initialization: str = 'mae'
+    dtype: str = 'float32'
+
+    @nn.compact
+    def __call__(self, x):
+        for i, width in enumerate(self.widths, start=1):
+            options = {'bias': self.bias, 'initialization': self.initialization}
+            x = Linear((width,), dtype=self.dtype, name=f'fc{i}', **options)(x)
+            last, name = i == len(self.widths), f'norm{i}'
+            if self.norm == 'batch':
+                x = BatchNorm(affine=not last, name=name)(x)
+            else:
+                x = layer_norm(1e-6, self.dtype, name, affine=not last)(x)
+            if not last:
+                x = HIDDEN_ACTIVATIONS[self.activation](x.astype(self.dtype))
+        return x.astype(jnp.float32)
+
+
 class BatchNorm(nn.Module):
     """(x - mean) / sqrt(var + 1e-5) * scale + bias of [...,D] over all axes but the last, float32.
 
-    Under jit the axes are those of the global batch, however it is split over devices.
+    Under jit the axes are those of the global batch, however it is split over devices. Without
+    `affine` there are no scale and bias.
     """
+
+    affine: bool = True
 
     @nn.compact
     def __call__(self, x):
         x = x.astype(jnp.float32)
         axes = tuple(range(x.ndim - 1))
-        scale = self.param('scale', nn.initializers.ones, x.shape[-1:])
-        bias = self.param('bias', nn.initializers.zeros, x.shape[-1:])
         centred = x - x.mean(axes)
-        return centred / jnp.sqrt((centred**2).mean(axes) + BATCH_NORM_EPS) * scale + bias
+        x = centred / jnp.sqrt((centred**2).mean(axes) + BATCH_NORM_EPS)
+        if not self.affine:
+            return x
+        scale = self.param('scale', nn.initializers.ones, x.shape[-1:])
+        return x * scale + self.param('bias', nn.initializers.zeros, x.shape[-1:])
 
 
 class PooledClassifier(nn.Module):

@@ -3,6 +3,7 @@
 from mim_jax.objectives.beitv2 import BEiTv2
 from mim_jax.objectives.byol import BYOL
 from mim_jax.objectives.classification import Classification
+from mim_jax.objectives.conmim import ConMIM
 from mim_jax.objectives.croco import CroCo
 from mim_jax.objectives.dmtjepa import DMTJEPA
 from mim_jax.objectives.dtm import DTM
@@ -21,6 +22,7 @@ OBJECTIVES = {
     'beitv2': BEiTv2,
     'byol': BYOL,
     'classification': Classification,
+    'conmim': ConMIM,
     'croco': CroCo,
     'dmtjepa': DMTJEPA,
     'dtm': DTM,

@@ -1,5 +1,7 @@
 """The MAE decoder and the heads."""
 
+import math
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ import pytest
 
 from mim_jax.models import Encoded, MAEDecoder, PooledClassifier, TokenHead
 from mim_jax.models.decoders import unshuffle
-from mim_jax.models.heads import LevelHeads, MLPHead, side_by_side
+from mim_jax.models.heads import LevelHeads, MLPHead, Projector, side_by_side
 
 
 def test_unshuffle_puts_tokens_back_and_fills_the_rest():
@@ -64,6 +66,34 @@ def test_mlp_head_normalises_by_the_batch(bias):
     hidden = np.maximum(hidden * params['norm']['scale'] + params['norm']['bias'], 0)
     expected = hidden @ params['fc2']['kernel'] + params['fc2'].get('bias', 0)
     np.testing.assert_allclose(head.apply({'params': params}, x), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize('norm', ['batch', 'layer'])
+def test_the_projectors_last_norm_has_no_scale(norm):
+    activation = {'batch': 'relu', 'layer': 'gelu'}[norm]
+    head = Projector((7, 6, 5), norm, activation, bias=norm == 'layer')
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 3, 8)).astype(np.float32)
+    shapes = jax.eval_shape(head.init, jax.random.key(0), x)['params']
+    params = jax.tree.map(lambda s: rng.normal(0, 0.5, s.shape).astype(s.dtype), shapes)
+    assert set(params) == {'fc1', 'norm1', 'fc2', 'norm2', 'fc3'}
+    found = jax.jit(head.apply)({'params': params}, x)
+    assert found.dtype == np.float32
+    rows = np.float64(x).reshape(6, 8)
+    axis, eps = {'batch': (0, 1e-5), 'layer': (1, 1e-6)}[norm]
+    for i in (1, 2, 3):
+        linear, affine = params[f'fc{i}'], params.get(f'norm{i}')
+        assert ('bias' in linear) == (norm == 'layer')
+        rows = rows @ linear['kernel'] + linear.get('bias', 0)
+        mean, variance = rows.mean(axis, keepdims=True), rows.var(axis, keepdims=True)
+        rows = (rows - mean) / np.sqrt(variance + eps)
+        if affine:
+            rows = rows * affine['scale'] + affine['bias']
+            if activation == 'relu':
+                rows = np.maximum(rows, 0)
+            else:
+                rows = rows * 0.5 * (1 + np.vectorize(math.erf)(rows / 2**0.5))
+    np.testing.assert_allclose(found, rows.reshape(2, 3, 5), atol=1e-4)
 
 
 @pytest.mark.parametrize('fusion', ['linear', 'sum', 'none'])
