@@ -54,7 +54,7 @@ class WandbWriter:
                 dir=str(workdir),
                 config=json.loads((workdir / layout.CONFIG_FILE).read_text(encoding='utf-8')),
             )
-        except wandb.Error as error:
+        except Exception as error:  # as many kinds as there are reasons
             raise UserError(
                 f'config.log.wandb = {project}: no run can be begun there ({error}); '
                 'WANDB_MODE=offline keeps it on this machine, none does without.'

@@ -67,7 +67,10 @@ class Accuracy:
         # The sums are those of global batches: every process has counted all images.
         sums = jax.device_get(sums)
         if not sums['count']:
-            raise UserError('The accuracy evaluator got no test images: is the split empty?')
+            raise UserError(
+                'The accuracy evaluator got no test image that can be read (what cannot is named '
+                'above, if there is any): see the data section.'
+            )
         yield 'top1', float(sums['top1'] / sums['count'])
         if count > 5:
             yield 'top5', float(sums['top5'] / sums['count'])

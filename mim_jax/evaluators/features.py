@@ -169,7 +169,10 @@ def check_labels(features: Features, *, num_classes: int, evaluator: str, split:
         raise UserError(f'The {evaluator} evaluator needs labels, the {split} images have none.')
     labels = gather(features.labels)
     if not len(labels):
-        raise UserError(f'The {evaluator} evaluator got no {split} images: is the split empty?')
+        raise UserError(
+            f'The {evaluator} evaluator got no {split} image that can be read (what cannot is '
+            'named above, if there is any): see the data section.'
+        )
     if not 0 <= labels.min() <= labels.max() < num_classes:
         raise UserError(
             f'The {evaluator} evaluator got {split} labels from {labels.min()} to {labels.max()}, '
