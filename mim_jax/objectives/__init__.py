@@ -9,6 +9,7 @@ from mim_jax.objectives.dmtjepa import DMTJEPA
 from mim_jax.objectives.dtm import DTM
 from mim_jax.objectives.hpm import HPM
 from mim_jax.objectives.ijepa import IJEPA
+from mim_jax.objectives.latentmim import LatentMIM
 from mim_jax.objectives.lut import LUT
 from mim_jax.objectives.mae import MAE
 from mim_jax.objectives.maskalign import MaskAlign
@@ -28,6 +29,7 @@ OBJECTIVES = {
     'dtm': DTM,
     'hpm': HPM,
     'ijepa': IJEPA,
+    'latentmim': LatentMIM,
     'lut': LUT,
     'mae': MAE,
     'maskalign': MaskAlign,

@@ -107,6 +107,10 @@ def _base(rng):
     if name in ('mae', 'croco', 'hpm', 'lut'):
         small = {'width': 16, 'depth': 1, 'heads': 2}
         pairs += [(f'objective.decoder.{key}', str(value)) for key, value in small.items()]
+    if name == 'latentmim':
+        pairs += [('objective.hidden', '16'), ('objective.masking.ratio', '0.6')]
+        small = {'width': 16, 'depth': 1, 'heads': 2}
+        pairs += [(f'objective.decoder.{key}', str(value)) for key, value in small.items()]
     if name in ('ijepa', 'dmtjepa', 'salt'):
         small = {'width': 16, 'depth': 1, 'heads': 2}
         pairs += [(f'objective.predictor.{key}', str(value)) for key, value in small.items()]
