@@ -19,6 +19,8 @@ setup(
     install_requires=[
         'absl-py>=2.1',
         'array_record>=0.6',
+        # No wheels for Linux on ARM, where resizing takes three times as long without it.
+        'cykooz-resizer>=4.0; platform_machine != "aarch64"',
         'flax>=0.12',
         'grain>=0.2.10',
         'jax>=0.10',

@@ -2,10 +2,11 @@
 
     python benchmarks/attention.py [--batch=256] [--tokens=197] [--heads=12] [--head_width=64]
 
-`ours` is `mim_jax.models.blocks.attend`. The others are `jax.nn.dot_product_attention`; at a padded
-length the bias hides the added keys and all arrays have that length before and after, as they would
-if a network padded its tokens once. `error` is the relative difference of output and gradients of
-the true tokens from `ours` in float32.
+`ours` is `mim_jax.models.attention.attend`, `attention_kernel=cudnn` what that field of a model
+makes of it, padding included. The others are `jax.nn.dot_product_attention`; at a padded length the
+bias hides the added keys and all arrays have that length before and after, as they would if a
+network padded its tokens once. `error` is the relative difference of output and gradients of the
+true tokens from `ours` in float32.
 """
 
 import argparse
@@ -15,7 +16,8 @@ import jax
 import jax.numpy as jnp
 from timing import milliseconds, reason
 
-from mim_jax.models.blocks import attend
+from mim_jax.models.attention import attend
+from mim_jax.models.attention_kernels import cudnn_attention
 
 HIDDEN = -1e9
 
@@ -52,6 +54,7 @@ def forms(tokens):
         'ours': (attend, tokens, True),
         'ours, no transposes': (same_layout, tokens, True),
         'xla': (xla, tokens, True),
+        'attention_kernel=cudnn': (cudnn_attention, tokens, True),
     }
     for length in sorted({-(-tokens // step) * step for step in (2, 8)} - {tokens}):
         for name, function in (('cudnn', cudnn), ('ours', attend)):

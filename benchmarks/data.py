@@ -1,10 +1,12 @@
 """CPU time of the host's data path per image, beside Pillow, on one core.
 
-  python benchmarks/data.py --photos=DIR [--size=224] [--repeats=3]
+  python benchmarks/data.py --photos=DIR [--size=224] [--repeats=3] [--shorter_side=256] [--rate=N]
 
 DIR holds image files (searched recursively; the first 200 are read into memory first). Both
 sides decode the same crops of the same files and resize them with antialiased bicubic. Training
-crops are random (scale 0.2 to 1, or 0.08 to 1), evaluation is the centre crop.
+crops are random (scale 0.2 to 1, or 0.08 to 1), evaluation is the centre crop. With --shorter_side
+the photos are first stored as `python -m mim_jax.data.pack` would. --rate is what a device's step
+takes, in images per second.
 """
 
 import argparse
@@ -19,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from mim_jax import data
-from mim_jax.data import crops, folder, picture
+from mim_jax.data import crops, folder, pack, picture, resample
 
 CROPS = {
     'crop 0.2-1': data.Crop(scale=(0.2, 1.0)),
@@ -54,16 +56,26 @@ def main():
     parser.add_argument('--photos', required=True)
     parser.add_argument('--size', type=int, default=224)
     parser.add_argument('--repeats', type=int, default=3)
+    parser.add_argument('--shorter_side', type=int)
+    parser.add_argument('--quality', type=int, default=90)
+    parser.add_argument('--rate', type=float, default=1449, help='images/s of a device')
     args = parser.parse_args()
     cv2.setNumThreads(0)
     size = (args.size, args.size)
     paths = sorted(p for p in Path(args.photos).rglob('*') if p.suffix.lower() in folder.SUFFIXES)
-    photos = [p.read_bytes() for p in paths[:200]]
+    photos = [
+        pack.as_stored(p.read_bytes(), shorter_side=args.shorter_side, quality=args.quality)
+        for p in paths[:200]
+    ]
 
     print(f'{platform.processor() or platform.machine()}, {os.cpu_count()} cores; one is used')
-    print(f'{len(photos)} photos to {size[0]}x{size[1]}, best of {args.repeats}\n')
-    print('| view | ours, ms | Pillow, ms | times faster | mean difference | largest |')
-    print('| --- | --- | --- | --- | --- | --- |')
+    stored = f' stored at {args.shorter_side}' if args.shorter_side else ''
+    kilobytes = sum(map(len, photos)) / len(photos) / 1e3
+    print(f'{len(photos)} photos{stored} ({kilobytes:.0f} kB) to {size[0]}x{size[1]}, best of')
+    print(f'{args.repeats}; resized by {"vectors" if resample.vectorized else "matrices"}\n')
+    cores = f'cores for {args.rate:,.0f} images/s'
+    print(f'| view | ours, ms | images/s | {cores} | Pillow, ms | mean difference | largest |')
+    print('| --- | --- | --- | --- | --- | --- | --- |')
     for name, crop in CROPS.items():
         view = data.View(crop=crop, image_size=size)
         best = [np.inf, np.inf]
@@ -73,8 +85,8 @@ def main():
             best = [min(best[0], ours), min(best[1], pillow)]
         difference = np.abs(np.stack(ours_out).astype(int) - np.stack(pillow_out))
         print(
-            f'| {name} | {best[0]:.2f} | {best[1]:.2f} | {best[1] / best[0]:.2f} | '
-            f'{difference.mean():.2f} | {difference.max()} |'
+            f'| {name} | {best[0]:.2f} | {1e3 / best[0]:.0f} | {args.rate * best[0] / 1e3:.1f} | '
+            f'{best[1]:.2f} | {difference.mean():.2f} | {difference.max()} |'
         )
 
     scenes = data.make_source(data.DataConfig(image_size=(48, 48)), split='train')

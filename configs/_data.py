@@ -9,7 +9,7 @@ def imagenet(config):
     or class sub-folders with `--config.data.source.name=folder --config.data.source.path=DIR`.
     """
     config.data.source = option(SOURCES, 'tfds', dataset='imagenet2012')
-    config.data.update(eval_split='validation', image_size=(224, 224), flip=0.5, workers=16)
+    config.data.update(eval_split='validation', image_size=(224, 224), flip=0.5, workers=-1)
     config.data.crop.update(scale=(0.2, 1.0), interpolation='bicubic')
 
 

@@ -53,7 +53,7 @@ def ade20k(config):
         image_size=(512, 512),
         batch_size=16,
         flip=0.5,
-        workers=16,
+        workers=-1,
     )
     config.data.crop.update(mode='scaled', interpolation='linear')
     config.objective.distortion.probability = 0.5

@@ -5,6 +5,7 @@ import os
 import socket
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 
 import jax
@@ -116,6 +117,20 @@ def as_main_says(answer: int) -> int:
     from jax.experimental import multihost_utils
 
     return type(answer)(multihost_utils.broadcast_one_to_all(np.int32(answer)))
+
+
+def own_cores() -> int:
+    """Cores for this process alone, at least 1: of those that it may run on, its share among the
+    processes of the run that may run on the same. A collective.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    sharing = 1
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        mine = np.uint32(zlib.crc32(f'{socket.gethostname()} {cores}'.encode()))
+        sharing = int(np.sum(multihost_utils.process_allgather(mine) == mine))
+    return max(1, len(cores) // sharing)
 
 
 def is_main() -> bool:

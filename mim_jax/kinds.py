@@ -56,7 +56,8 @@ def _described(kind: Any) -> str:
         if alternative is types.NoneType:
             names.append('none')
         elif typing.get_origin(alternative) is tuple:
-            names.append(f'a tuple of {bare(typing.get_args(alternative)[0]).__name__}')
+            inner = (_described(k) for k in typing.get_args(alternative) if k is not Ellipsis)
+            names.append(f'a tuple of {" and ".join(dict.fromkeys(inner))}')
         elif typing.get_origin(alternative) is typing.Literal:
             names.append('one of ' + ', '.join(map(repr, typing.get_args(alternative))))
         else:

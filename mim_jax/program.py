@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from flax import traverse_util
 
-from mim_jax import assembly, experiment, flops, sharding, warm_start
+from mim_jax import assembly, distributed, experiment, flops, placement, sharding, warm_start
 from mim_jax.checkpoints import FROZEN
 from mim_jax.clock import Clock
 from mim_jax.data import Field, Views
@@ -35,8 +35,12 @@ class Program:
         devices: list | None = None,
     ) -> 'Program':
         """Checks the config against itself, the fields of its data source and the devices (all of
-        them by default).
+        them by default); settles how many data workers there are, together with the other
+        processes.
         """
+        if run.data.workers == -1:
+            workers = max(1, distributed.own_cores() - 1)
+            run = dataclasses.replace(run, data=dataclasses.replace(run.data, workers=workers))
         mesh = sharding.make_mesh(run.mesh, devices)
         clock = assembly.make_clock(run, epoch_examples)
         objective = assembly.make_objective(run, fields=fields, clock=clock)
@@ -50,11 +54,11 @@ class Program:
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:
-        """Shapes, dtypes and shardings of the state."""
+        """Shapes, dtypes and shardings of the state. Raises UserError where `mesh.rules` do not fit
+        it.
+        """
         abstract = jax.eval_shape(self.step.init, self.abstract_batch['images'])
-        shardings = sharding.state_shardings(
-            abstract, self.mesh, min_shard_size=self.run.mesh.min_shard_size
-        )
+        shardings = placement.state_shardings(abstract, self.mesh, self.run.mesh)
         return jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
         )
@@ -78,7 +82,7 @@ class Program:
 
     def model_flops(self, traced: Any) -> int:
         """FLOPs of one step's matrix products without what rematerialisation repeats."""
-        run = _without_remat(self.run)
+        run = with_remat(self.run, 'none')
         if run == self.run:
             return flops.matmul_flops(traced.jaxpr)
         fields = self.objective.inputs.fields
@@ -142,13 +146,13 @@ def _without_frozen(state: TrainState) -> TrainState:
     return state.replace(variables=kept)
 
 
-def _without_remat(section: Any) -> Any:
-    """A config section, or all of them, that keeps every intermediate result of every network."""
+def with_remat(section: Any, remat: str) -> Any:
+    """A config section, or all of them, every network of which is rematerialised in that way."""
     changed = {}
     for field in dataclasses.fields(section):
         value = getattr(section, field.name)
         if field.name == 'remat':
-            changed['remat'] = 'none'
+            changed['remat'] = remat
         elif dataclasses.is_dataclass(value):
-            changed[field.name] = _without_remat(value)
+            changed[field.name] = with_remat(value, remat)
     return dataclasses.replace(section, **changed)

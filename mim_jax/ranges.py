@@ -79,6 +79,8 @@ Repeats = Annotated[int, Range(1, 1000)]
 """What is done so often within one step of training or one evaluation."""
 Workers = Annotated[int, Range(0, 1024)]
 """Processes, threads, and batches kept ready."""
+WorkersOrAll = Annotated[int, Range(-1, 1024)]
+"""Processes; -1: as many as there are cores for."""
 Classes = Annotated[int, Range(1, 255)]
 """Classes of a map: 255 stands for none."""
 Axis = Annotated[int, Range(-1, MOST)]

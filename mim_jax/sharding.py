@@ -1,8 +1,7 @@
-"""The device mesh, and the rules for where each array lives.
+"""The device mesh, and batches on it.
 
-A mesh has the axes `data`, `fsdp` and `tensor`. Batches are split over `data` and `fsdp`;
-parameters and optimiser state are split over `fsdp` (and over `tensor` by the rules below) where
-they are large enough, and replicated otherwise.
+A mesh has the axes `data`, `fsdp` and `tensor`. Batches are split over `data` and `fsdp`; where
+parameters and optimiser state live: `mim_jax.placement`.
 """
 
 import dataclasses
@@ -23,16 +22,6 @@ from mim_jax.ranges import Axis, Number
 AXES = ('data', 'fsdp', 'tensor')
 BATCH = PartitionSpec(('data', 'fsdp'))
 
-# Which dimension of a parameter is split over `tensor` (counted from the end); the first match
-# wins. Megatron's pattern: the first matrix of a pair by columns, the second by rows, so that each
-# pair needs one reduction.
-TENSOR_RULES = (
-    (r'attention/(qkv|query|key|value)/(kernel|bias)$', -2),  # [..., heads, head width]
-    (r'attention/out/kernel$', -3),  # [heads, head width, D]
-    (r'mlp/fc1/(kernel|bias)$', -1),
-    (r'mlp/fc2/kernel$', -2),
-)
-
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
@@ -40,12 +29,18 @@ class MeshConfig:
 
     `min_shard_size` is the number of elements from which an array is split over `fsdp`; smaller
     ones are replicated.
+
+    `rules` go before that, for the arrays that they name: pairs of an expression (`re.search`)
+    for the path of a parameter, which its moments, average and teacher have at their end, too, and
+    of an entry for each dimension, from the first: none, an axis, or several ('fsdp+tensor'). The
+    first rule that is for an array places it. Without entries, (), an array is replicated.
     """
 
     data: Axis = -1
     fsdp: Axis = 1
     tensor: Axis = 1
     min_shard_size: Number = 2**16
+    rules: tuple[tuple[str, tuple[str | None, ...]], ...] = ()
 
     def __post_init__(self):
         sizes = (self.data, self.fsdp, self.tensor)
@@ -54,6 +49,17 @@ class MeshConfig:
                 f'axes data={self.data}, fsdp={self.fsdp}, tensor={self.tensor} must be positive, '
                 'and one of them may be -1.'
             )
+        for expression, entries in self.rules:
+            try:
+                re.compile(expression)
+            except re.error as error:
+                raise ValueError(f'rules: {expression!r} is no expression ({error}).') from None
+            axes = [axis for entry in entries if entry is not None for axis in entry.split('+')]
+            if not set(axes) <= set(AXES) or len(set(axes)) < len(axes):
+                raise ValueError(
+                    f'rules: {expression!r} has {entries}, must be none or axes of '
+                    f'{", ".join(AXES)}, each at most once.'
+                )
 
 
 def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
@@ -157,45 +163,6 @@ def path_name(path: tuple) -> str:
         str(getattr(part, 'key', getattr(part, 'name', getattr(part, 'idx', part))))
         for part in path
     )
-
-
-def state_shardings(state: Any, mesh: Mesh, *, min_shard_size: int) -> Any:
-    """A NamedSharding for every array of an abstract state, by the array's path and shape."""
-
-    def rule(path: tuple, leaf: Any) -> NamedSharding:
-        return NamedSharding(
-            mesh, partition(path_name(path), leaf.shape, mesh, min_shard_size=min_shard_size)
-        )
-
-    return jax.tree_util.tree_map_with_path(rule, state)
-
-
-def partition(
-    path: str, shape: tuple[int, ...], mesh: Mesh, *, min_shard_size: int
-) -> PartitionSpec:
-    """The PartitionSpec of one array: `tensor` by TENSOR_RULES, then `fsdp` on the largest
-    dimension that divides.
-
-    The leading depth axis of stacked blocks is never split: the scan over layers slices it.
-    """
-    spec: list = [None] * len(shape)
-    if math.prod(shape) < min_shard_size:
-        return PartitionSpec()
-    for pattern, dimension in TENSOR_RULES:
-        if mesh.shape['tensor'] > 1 and re.search(pattern, path):
-            if shape[dimension] % mesh.shape['tensor'] == 0:
-                spec[dimension] = 'tensor'
-            break
-    first = 1 if re.search(r'(^|/)blocks/', path) else 0
-    for dimension in sorted(range(first, len(shape)), key=lambda d: (-shape[d], d)):
-        if (
-            spec[dimension] is None
-            and mesh.shape['fsdp'] > 1
-            and shape[dimension] % mesh.shape['fsdp'] == 0
-        ):
-            spec[dimension] = 'fsdp'
-            break
-    return PartitionSpec(*spec)
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

@@ -17,6 +17,7 @@ from mim_jax import (
     fingerprints,
     health,
     nonfinite,
+    placement,
     provenance,
     sharding,
     wandb_writer,
@@ -162,8 +163,9 @@ class Trainer:
         if self.finished:
             self.logger.message(f'{self.workdir}: all {self.total} steps are done already.')
             return
-        if self.evaluation.missing:
-            self.logger.message(self.evaluation.missing)
+        whole = placement.said_of_whole(self.program.abstract_state, self.run.mesh)
+        for line in filter(None, (whole, self.evaluation.missing)):
+            self.logger.message(line)
         self.state, self.batches, progress = self._start()
         self.refused, allowed = progress.get('refused', 0), self.run.train.skip_nonfinite
         if self.refused > allowed:
@@ -176,7 +178,7 @@ class Trainer:
         self.watch = Watch(
             read_metrics(self.workdir),
             warmup=self.program.clock.steps(self.run.optimizer, 'warmup', path='optimizer') or 0,
-            workers=self.run.data.workers,
+            workers=self.program.run.data.workers,
         )
         if first >= self.total:  # the run ended in its last evaluation
             self._look()
@@ -214,11 +216,12 @@ class Trainer:
 
         try:
             while self.done < self.total:
-                with self.speed.waiting():
-                    batch = next(self.feed)
-                self.state, metrics = step_fn(self.state, batch)
-                self.done += 1
-                checkup = self.checkup(self.state, batch) if self._has_line(self.done) else {}
+                with jax.transfer_guard('disallow'):  # the device waits for nothing of the host's
+                    with self.speed.waiting():
+                        batch = next(self.feed)
+                    self.state, metrics = step_fn(self.state, batch)
+                    self.done += 1
+                    checkup = self.checkup(self.state, batch) if self._has_line(self.done) else {}
                 in_flight.append((self.done, self.feed.state, metrics, checkup))
                 if self.done == first:
                     jax.block_until_ready(metrics)
@@ -294,7 +297,7 @@ class Trainer:
         """This process's batches as read, from the first step on."""
         return data.train_batches(
             self.source,
-            self.run.data,
+            self.program.run.data,
             views=self.program.views,
             seed=self.run.seed,
             process_index=jax.process_index(),

@@ -203,6 +203,12 @@ def test_a_projection_lies_beside_the_encoder(tmp_path):
     assert encoder.features(images(1)).shape == (1, 16)
 
 
+def test_the_kernel_of_attention_is_that_of_this_device(tmp_path):
+    trained = dataclasses.replace(MODEL, dtype='bfloat16', attention_kernel='cudnn')
+    file = save(tmp_path / 'on_a_gpu.safetensors', trained, parameters(MODEL))
+    assert mim_jax.load(file).features(images(1)).shape == (1, 16)
+
+
 def test_a_size_that_only_the_metadata_state(tmp_path):
     model = dataclasses.replace(MODEL, position='sincos')
     bare = mim_jax.load(save(tmp_path / 'bare', model, parameters(model)))

@@ -40,7 +40,8 @@ with Stop().listening() as stop:
         if stop.received(step):
             stopped = step
             break
-    print('RESULT', jax.process_count(), float(total(whole)), stopped)
+    cores = distributed.own_cores()
+    print('RESULT', jax.process_count(), float(total(whole)), stopped, cores)
 """
 
 
@@ -112,8 +113,9 @@ def test_two_processes_share_a_mesh_and_stop_at_the_same_step(number):
         ]
     )
     assert first == second
-    count, total, stopped = first
+    count, total, stopped, cores = first
     assert (int(count), float(total)) == (2, 1.0 + 2.0)
+    assert int(cores) == max(1, len(os.sched_getaffinity(0)) // 2)  # of one host's
     assert int(stopped) >= 3
 
 
@@ -136,7 +138,8 @@ def test_slurm_tasks_are_joined():
 
 @pytest.mark.parametrize('number', ['SIGTERM', 'SIGINT'])
 def test_a_process_of_its_own_stops_after_a_signal(number):
-    ((count, total, stopped),) = results([start({}, number)])
+    ((count, total, stopped, cores),) = results([start({}, number)])
+    assert int(cores) == len(os.sched_getaffinity(0))
     # The thread that answers signals may take a step or two.
     assert (count, float(total)) == ('1', 1.0) and int(stopped) >= 3
 

@@ -87,9 +87,23 @@ def one_process(tmp_path_factory):
     return workdir
 
 
+def reached(run, path):
+    """Waits until a run has written something."""
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert all(process.poll() is None for process in run) and time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 @pytest.mark.slow
-def test_two_processes_train_to_the_losses_of_one(one_process, tmp_path):
-    finish(start(tmp_path, processes=2))
+def test_two_processes_that_are_killed_train_on_to_the_losses_of_one(one_process, tmp_path):
+    saving = '--config.checkpoint.every_steps=1'
+    run = start(tmp_path, saving, processes=2)
+    reached(run, tmp_path / 'checkpoints' / '1')
+    for process in run:
+        process.kill()
+    assert [process.wait() for process in run] == [-signal.SIGKILL] * 2
+    assert 'resuming after step' in finish(start(tmp_path, saving, processes=2))[0]
     for name in ('train/loss', 'train/grad_norm'):
         expected, found = metrics(one_process, name), metrics(tmp_path, name)
         assert list(found) == list(expected) == list(range(1, 6))
@@ -101,19 +115,17 @@ def test_two_processes_train_to_the_losses_of_one(one_process, tmp_path):
 
 
 @pytest.mark.slow
-def test_sigterm_to_one_process_saves_with_both_and_one_process_resumes(one_process, tmp_path):
+def test_sigterm_to_one_of_two_saves_and_one_alone_resumes_on_another_mesh(one_process, tmp_path):
     run = start(tmp_path, '--config.eval.evaluators=()', processes=2)
     # The config is written once the processes have met, and before the first step is compiled.
-    deadline = time.monotonic() + 120
-    while not (tmp_path / 'config.json').exists():
-        assert all(process.poll() is None for process in run) and time.monotonic() < deadline
-        time.sleep(0.01)
+    reached(run, tmp_path / 'config.json')
     run[1].send_signal(signal.SIGTERM)
     assert 'resumes from there' in finish(run)[0]
     losses = metrics(one_process, 'train/loss')
     assert set(metrics(tmp_path, 'train/loss')) < set(losses)
 
-    finish(start(tmp_path, '--config.eval.evaluators=()', processes=1))
+    mesh = ('--config.mesh.data=2', '--config.mesh.fsdp=1')
+    finish(start(tmp_path, '--config.eval.evaluators=()', *mesh, processes=1))
     found = metrics(tmp_path, 'train/loss')
     assert list(found) == list(losses)
     np.testing.assert_allclose([*found.values()], [*losses.values()], rtol=1e-5)

@@ -100,7 +100,7 @@ def test_a_config_file_is_told_and_what_fits_is_taken():
         'data.flip=1.5',
         'data.eval_crop=0',
         'data.max_corrupt_share=2',
-        'data.workers=-1',
+        'data.workers=-2',
         'data.workers=1000000',
         'data.crop.scale=0,1',
         'data.crop.resize=0.9',

@@ -1,4 +1,4 @@
-"""The mesh, the rules for parameters, and what is said when they do not fit."""
+"""The mesh, batches on it, and what is said when they do not fit."""
 
 import types
 
@@ -49,39 +49,17 @@ def test_impossible_axes(axes):
 
 
 @pytest.mark.parametrize(
-    ('path', 'shape', 'spec'),
+    ('rule', 'said'),
     [
-        ('params/encoder/blocks/mlp/fc1/kernel', (12, 64, 256), P(None, 'fsdp', 'tensor')),
-        ('params/encoder/blocks/mlp/fc2/kernel', (12, 256, 64), P(None, 'tensor', 'fsdp')),
-        (
-            'params/encoder/blocks/attention/qkv/kernel',
-            (12, 64, 3, 4, 16),
-            P(None, 'fsdp', None, 'tensor', None),
-        ),
-        (
-            'params/encoder/blocks/attention/out/kernel',
-            (12, 4, 16, 64),
-            P(None, 'tensor', None, 'fsdp'),
-        ),
-        (
-            'params/decoder/blocks/cross_attention/key/kernel',
-            (8, 96, 4, 16),
-            P(None, 'fsdp', 'tensor', None),
-        ),
-        (
-            'params/decoder/blocks/cross_attention/out/kernel',
-            (8, 4, 16, 64),
-            P(None, 'tensor', None, 'fsdp'),
-        ),
-        ('params/encoder/patch_embed/kernel', (768, 64), P('fsdp', None)),
-        ('params/encoder/blocks/norm1/scale', (12, 64), P()),
-        ('opt_state/0/mu/encoder/blocks/mlp/fc1/kernel', (12, 64, 256), P(None, 'fsdp', 'tensor')),
-        ('params/encoder/blocks/odd', (12, 101, 103), P(None, None, None)),
+        (('kernel(', ()), r"'kernel\(' is no expression"),
+        (('kernel', ('fsdp', 'model')), 'axes of data, fsdp, tensor'),
+        (('kernel', ('fsdp', 'tensor+fsdp')), 'each at most once'),
+        (('kernel', ('',)), 'none or axes'),
     ],
 )
-def test_large_arrays_are_split_and_small_ones_are_not(path, shape, spec):
-    result = sharding.partition(path, shape, mesh(data=2, fsdp=2, tensor=2), min_shard_size=4096)
-    assert result == spec
+def test_impossible_rules(rule, said):
+    with pytest.raises(ValueError, match=said):
+        MeshConfig(rules=(rule,))
 
 
 def test_batches_must_divide_over_mesh_and_accumulation():

@@ -8,7 +8,16 @@ from mim_jax.data.randaugment import RandAugment, no_maps
 from mim_jax.data.sources import SOURCES
 from mim_jax.data.view import Colors, Crop, View
 from mim_jax.errors import UserError
-from mim_jax.ranges import AnyNumber, Batch, Positive, PositiveShare, Share, Side, Workers
+from mim_jax.ranges import (
+    AnyNumber,
+    Batch,
+    Positive,
+    PositiveShare,
+    Share,
+    Side,
+    Workers,
+    WorkersOrAll,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +38,8 @@ class DataConfig:
         training crops at random, 1 / crop.resize where it crops 'simple', else all of it.
       randaugment: strong changes on the host, behind the crop of every view; off by default.
       shuffle: a new order in every epoch; False keeps the source's order.
-      workers: decoding processes; 0 decodes in threads of the training process.
+      workers: decoding processes; 0 decodes in threads of the training process. -1: one for each
+        core that this process has for itself (of the host's, divided among its processes), but one.
       threads: decoding threads per process.
       prefetch: batches that each process keeps ready.
       max_corrupt_share: the run stops when more than this share of the images cannot be read.
@@ -49,7 +59,7 @@ class DataConfig:
     colors: Colors = dataclasses.field(default_factory=Colors)
     randaugment: RandAugment = dataclasses.field(default_factory=RandAugment)
     shuffle: bool = True
-    workers: Workers = 0
+    workers: WorkersOrAll = 0
     threads: Workers = 2
     prefetch: Workers = 2
     max_corrupt_share: Share = 0.1

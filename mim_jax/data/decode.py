@@ -58,8 +58,10 @@ def jpeg_size(data):
         if marker == 0xDA:  # the picture's data begins: the header is over
             # Inside that data 0xFF is always followed by 0x00 or a restart marker, so that a
             # beginning and an end are found nowhere else behind this point.
-            end, another = data.find(b'\xff\xd9', position), data.find(b'\xff\xd8', position)
-            if size is None or end < 0 or 0 <= another < end:
+            rest = np.frombuffer(data, np.uint8, offset=position)
+            markers = rest[1:][rest[:-1] == 0xFF]
+            markers = markers[(markers == 0xD8) | (markers == 0xD9)]
+            if size is None or not len(markers) or markers[0] == 0xD8:
                 raise CorruptImage('JPEG is truncated')
             _check_size(*size)
             return size

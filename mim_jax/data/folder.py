@@ -312,10 +312,14 @@ def _split_folder(path, split, *, field='path', undivided=False):
     for name in SPLIT_NAMES.get(split, (split,)):
         if os.path.isdir(os.path.join(path, name)):
             return os.path.join(path, name)
-    divided = any(os.path.isdir(os.path.join(path, name)) for name in SPLIT_NAMES)
-    if divided or not (split == 'train' or undivided and split in SPLIT_NAMES):
+    if split_folders(path) or not (split == 'train' or undivided and split in SPLIT_NAMES):
         raise _no_split(path, split, field=field)
     return path
+
+
+def split_folders(path):
+    """Those names of SPLIT_NAMES that sub-folders of `path` have."""
+    return [name for name in SPLIT_NAMES if os.path.isdir(os.path.join(path, name))]
 
 
 def _no_split(path, split, *, field):

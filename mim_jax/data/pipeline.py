@@ -163,14 +163,13 @@ class TrainBatches:
 
     def _start(self):
         config, count = self._config, self._process_count
-        _tame_opencv()
         elements = TrainElements(self._source, config, self._views)
         dataset = self._order().random_map(elements, seed=_seeds(self._seed)[1])
         dataset = dataset.batch(config.batch_size // count, batch_fn=stack)
         # Batches first, then every count-th of them: the position is a slice's start, and no
         # state of Grain's depends on the number of workers.
         dataset = dataset[self._position * count + self._process_index :: count]
-        return _run(dataset, config)
+        return run(dataset, config)
 
 
 class EvalBatches:
@@ -204,13 +203,12 @@ class EvalBatches:
         return self._length
 
     def __iter__(self):
-        _tame_opencv()
         padded = self._length * self._local * self._process_count
         elements = EvalElements(self._source, self._config, self._views)
         dataset = grain.MapDataset.range(padded).map(elements)
         dataset = dataset.batch(self._local, batch_fn=stack)
         dataset = dataset[self._process_index :: self._process_count]
-        iterator = _run(dataset, self._config)
+        iterator = run(dataset, self._config)
         try:
             for batch in iterator:
                 self._corrupt.add(batch.pop('corrupt'), epoch=0)
@@ -263,8 +261,12 @@ def _seeds(seed):
     return tuple(int(s) for s in np.random.SeedSequence([seed, 0]).generate_state(2))
 
 
-def _run(dataset, config):
-    """Starts the threads or processes that make the batches of a Grain MapDataset."""
+def run(dataset, config):
+    """Starts the threads or processes that make the elements of a Grain MapDataset, in its order.
+
+    Of `config`, a DataConfig, it reads workers, threads and prefetch. To be closed.
+    """
+    _tame_opencv()
     threads = min(config.threads, config.prefetch)
     reading = grain.ReadOptions(
         num_threads=threads, prefetch_buffer_size=config.prefetch if threads else 0

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mim_jax.models.attention_kernels import cudnn_attention
 from mim_jax.models.initializers import kernel_init
 from mim_jax.models.tokenwise import Linear
 from mim_jax.sharding import over_batch
@@ -48,11 +49,32 @@ def attention_weights(q, k, *, bias=None):
     # The heads come before the sequence, which a CPU needs for its batched matrix product;
     # accelerators choose their own layouts either way.
     q, k = q.transpose(0, 2, 1, 3), k.transpose(0, 2, 1, 3)
-    logits = jnp.einsum('bhqd,bhkd->bhqk', q, k, preferred_element_type=jnp.float32)
-    logits *= q.shape[-1] ** -0.5
+    logits = inner_products(q, k) * q.shape[-1] ** -0.5
     if bias is not None:
         logits += bias
     return jax.nn.softmax(logits, axis=-1)
+
+
+@jax.custom_vjp
+def inner_products(q, k):
+    """q [B,heads,Q,head width] times k [B,heads,S,head width]: float32 [B,heads,Q,S].
+
+    The gradients of q and k are products in their own dtype, like those of every other layer.
+    By default they would be float32 ones, as the result is, which are slower on accelerators.
+    """
+    return jnp.einsum('bhqd,bhkd->bhqk', q, k, preferred_element_type=jnp.float32)
+
+
+def _inner_products_gradient(inputs, gradient):
+    q, k = inputs
+    gradient = gradient.astype(q.dtype)
+    return (
+        jnp.einsum('bhqk,bhkd->bhqd', gradient, k),
+        jnp.einsum('bhqk,bhqd->bhkd', gradient, q),
+    )
+
+
+inner_products.defvjp(lambda q, k: (inner_products(q, k), (q, k)), _inner_products_gradient)
 
 
 def attend(q, k, v, *, bias=None):
@@ -60,6 +82,9 @@ def attend(q, k, v, *, bias=None):
     weights = attention_weights(q, k, bias=bias).astype(v.dtype)
     v = v.transpose(0, 2, 1, 3)
     return jnp.einsum('bhqk,bhkd->bhqd', weights, v).transpose(0, 2, 1, 3)
+
+
+KERNELS = {'xla': attend, 'cudnn': cudnn_attention}
 
 
 class Attention(nn.Module):
@@ -70,11 +95,12 @@ class Attention(nn.Module):
     initialization: str
     out_scale: float | jax.Array
     dtype: str
+    kernel: str = 'xla'
 
     @nn.compact
     def __call__(self, x, bias=None):
         q, k, v = QKV(self.heads, self.qkv_bias, self.initialization, self.dtype, name='qkv')(x)
-        y = attend(q, k, v, bias=bias)
+        y = KERNELS[self.kernel](q, k, v, bias=bias)
         y = Linear(
             (x.shape[-1],),
             in_axes=2,
@@ -98,6 +124,7 @@ class CrossAttention(nn.Module):
     initialization: str = 'mae'
     out_scale: float | jax.Array = 1.0
     dtype: str = 'float32'
+    kernel: str = 'xla'
 
     @nn.compact
     def __call__(self, x, memory, bias=None):
@@ -105,7 +132,7 @@ class CrossAttention(nn.Module):
         linear = functools.partial(Linear, initialization=self.initialization, dtype=self.dtype)
         project = functools.partial(linear, (self.heads, width // self.heads))
         outer = self.qkv_bias != 'none'
-        y = attend(
+        y = KERNELS[self.kernel](
             project(bias=outer, name='query')(x),
             project(bias=self.qkv_bias == 'all', name='key')(memory),
             project(bias=outer, name='value')(memory),

@@ -31,6 +31,7 @@ class PreNormBlock(nn.Module):
     norm_eps: float = 1e-6
     initialization: str = 'mae'
     dtype: str = 'float32'
+    attention_kernel: str = 'xla'
 
     def out_scale(self, index):
         """Factor of the kernels that write to the residual stream, as they are initialised.
@@ -41,8 +42,15 @@ class PreNormBlock(nn.Module):
 
     def attention_module(self, kind, index, name):
         """The module Attention or CrossAttention with this block's fields."""
-        scale = self.out_scale(index)
-        return kind(self.heads, self.qkv_bias, self.initialization, scale, self.dtype, name=name)
+        return kind(
+            self.heads,
+            self.qkv_bias,
+            self.initialization,
+            self.out_scale(index),
+            self.dtype,
+            self.attention_kernel,
+            name=name,
+        )
 
     def mlp_module(self, width, index):
         """The module `mlp` for tokens of `width`."""
@@ -101,7 +109,8 @@ class Block(PreNormBlock):
             adapted = self.adaptation(context['condition'], width)
 
         y = self.adaptive_norm(x, 'norm1', adapted[0])
-        y, (queries, keys) = self.attention_module(Attention, index, 'attention')(y, bias)
+        attention = self.attention_module(Attention, index, 'attention')
+        y, (queries, keys) = attention(y, bias)
         x = self.residual(x, gated(y, adapted[0]), 1, keep)
         if hook is not None:
             x, state = hook.between(x, keys, state, index)

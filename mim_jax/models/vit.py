@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from mim_jax.errors import UserError
-from mim_jax.models.attention import QKV_BIASES
+from mim_jax.models.attention import KERNELS, QKV_BIASES
+from mim_jax.models.attention_kernels import check_cudnn
 from mim_jax.models.blocks import REMAT_POLICIES, drop_path_factors, stacked_blocks
 from mim_jax.models.initializers import INITS, TOKEN_INITS
 from mim_jax.models.patches import patch_grid, patchify
@@ -30,6 +31,7 @@ BLOCK_OPTIONS = (
     'norm_eps',
     'initialization',
     'dtype',
+    'attention_kernel',
 )
 CHOICES = {
     'position': ('sincos', 'learned', 'none'),
@@ -41,6 +43,7 @@ CHOICES = {
     'token_initialization': tuple(TOKEN_INITS),
     'remat': ('none', *REMAT_POLICIES),
     'dtype': ('float32', 'bfloat16'),
+    'attention_kernel': tuple(KERNELS),
 }
 
 
@@ -117,6 +120,7 @@ class ViT:
     scan: bool = True  # False: blocks unrolled (longer compilation, same parameters)
     remat: str = 'none'
     dtype: str = 'float32'  # of the computation; parameters are float32
+    attention_kernel: str = 'xla'  # 'cudnn': one fused kernel, for NVIDIA GPUs and bfloat16
 
     def __post_init__(self):
         for name in ('patch_size', 'grid'):
@@ -134,6 +138,8 @@ class ViT:
             raise ValueError(f'position sincos needs a width divisible by 4, got {self.width}')
         if self.grid is not None and len(self.grid) != 2:
             raise ValueError(f'grid needs (rows, columns), got {tuple(self.grid)}')
+        if self.attention_kernel == 'cudnn':
+            check_cudnn(width=self.width // self.heads, dtype=self.dtype)
         if len(self.patch_size) != 2:
             raise ValueError(f'patch_size needs (height, width), got {tuple(self.patch_size)}')
 

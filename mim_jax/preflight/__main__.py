@@ -1,18 +1,22 @@
 """What a run would take: its true step compiled, for TPU slices that need not be there.
 
     python -m mim_jax.preflight --config=configs/NAME.py[:ARGUMENT] [--topology=v5e:16x16]
-        [--slices=1] [--memory=GIB] [--parameters] [--config.any.field=value ...]
+        [--slices=1] [--memory=GIB] [--fit] [--parameters] [--row] [--config.any.field=value ...]
 
 Reads no data and writes nothing. The exit status is 1 where the step does not fit the memory of a
 chip, and 2 for a mistake told in one sentence.
 """
 
 import argparse
+import dataclasses
 import os
 import sys
+from pathlib import Path
 
 from mim_jax import config as configs
 from mim_jax.errors import UserError
+
+REMAT = ('none', 'dots', 'full')  # of `model.remat`, by the memory that they save
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -36,6 +40,10 @@ def run(arguments: list[str]) -> int:
     parser.add_argument(
         '--parameters', action='store_true', help='every array with its shape and sharding'
     )
+    parser.add_argument(
+        '--fit', action='store_true', help='the least model.remat with which the step fits'
+    )
+    parser.add_argument('--row', action='store_true', help='a row of a Markdown table, no more')
     options, rest = parser.parse_known_args(arguments)
     if options.slices < 1 or (options.slices > 1 and not options.topology):
         raise UserError(f'--slices={options.slices}: a number of slices of a --topology, from 1.')
@@ -48,16 +56,30 @@ def run(arguments: list[str]) -> int:
     from mim_jax.preflight import compiled, report, topology
 
     assignments = configs.assignments(rest)
-    config = configs.override(configs.load(options.config), Experiment, assignments)
+    asked = from_config(configs.override(configs.load(options.config), Experiment, assignments))
+    runs = [asked]
+    if options.fit:
+        models = [dataclasses.replace(asked.model, remat=remat) for remat in REMAT]
+        runs = [dataclasses.replace(asked, model=model) for model in models]
     devices = None
     if options.topology:
         devices = topology.devices(options.topology, slices=options.slices)
-    found = compiled.compiled(
-        from_config(config), devices=devices, memory=options.memory and options.memory * 2**30
-    )
+    for tried in runs:
+        found = compiled.compiled(
+            tried, devices=devices, memory=options.memory and options.memory * 2**30
+        )
+        if options.fit and found.fits is None:
+            raise UserError(f'--fit: the memory of {found.kind} is not known; give it by --memory.')
+        if options.row:
+            print(report.row(found, title=Path(options.config).stem), flush=True)
+        elif options.fit:
+            print(f'model.remat={tried.model.remat}: {report.memory(found)}', flush=True)
+        if found.fits:
+            break
     if options.parameters:
         print(report.parameters(found.program))
-    print(report.report(found))
+    if not options.row:
+        print(report.report(found))
     return 1 if found.fits is False else 0
 
 

@@ -16,6 +16,10 @@ from mim_jax.program import Program
 # Stands in for what only the data knows, as do the fields that its config section assumes; the
 # compiled step does not depend on it beyond constants.
 ASSUMED_EPOCH = 1_281_167
+# How the compilers for TPUs say how much memory a step wants that does not fit.
+REFUSED = re.compile(
+    r'(?:Used |HLO temporaries \()([\d.]+)([KMGT])(?: of|\) exceeds available) [^\n]*(?i:hbm)'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +97,7 @@ def compiled(run: Experiment, *, devices: list[Any] | None, memory: float | None
     try:
         step = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
-        used = re.search(r'Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm', str(error))
+        used = REFUSED.search(str(error))
         if not used:
             raise
         needed = float(used.group(1)) * 2 ** {'K': 10, 'M': 20, 'G': 30, 'T': 40}[used.group(2)]

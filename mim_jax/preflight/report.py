@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mim_jax import placement
 from mim_jax.logs import peak_flops
 from mim_jax.preflight.compiled import Compiled
 from mim_jax.program import Program
@@ -23,19 +24,39 @@ def report(found: Compiled) -> str:
     for name, tree in program.abstract_state.variables.items():
         lines[name] = _state(jax.tree.leaves(tree))
     lines['optimizer'] = _state(jax.tree.leaves(program.abstract_state.opt_state))
+    whole = placement.said_of_whole(program.abstract_state, program.run.mesh)
+    if whole:
+        lines['whole'] = whole
     repeated = found.flops / found.model_flops - 1 if found.model_flops else 0
     lines['model FLOPs'] = (
         f'{found.model_flops:.4g} per step, {found.model_flops / batch_size:.4g} per image'
         + (f'; rematerialisation adds {repeated:.0%}' if repeated > 0.005 else '')
     )
     lines['compiled in'] = f'{found.seconds:.0f} s'
-    lines['memory'] = _memory(found)
+    lines['memory'] = memory(found)
     if found.arguments is not None:
-        sent = ', '.join(f'{kind} {_size(size)}' for kind, size in found.sent.items())
-        lines['sent'] = f'{sent or "nothing"} (by each chip in a step)'
+        lines['sent'] = f'{_sent(found.sent)} (by each chip in a step)'
         lines['step'] = _step(found, batch_size)
     width = max(map(len, lines))
     return '\n'.join(f'{name:{width}}  {text}' for name, text in lines.items())
+
+
+def row(found: Compiled, *, title: str) -> str:
+    """A row of the Markdown table of docs/preflight.md: what a step takes of a chip."""
+    run, mesh = found.program.run, found.program.mesh
+    axes = [f'{axis} {size}' for axis, size in mesh.shape.items() if size > 1]
+    cells = [title, f'{mesh.size} x {found.kind}', ', '.join(axes)]
+    cells += [f'{run.data.batch_size:,}', f'{run.model.remat}, {run.train.accumulation}']
+    of = f' of {_size(found.capacity)}' if found.capacity else ''
+    cells.append((_size(found.memory) + of) if found.memory is not None else 'not told')
+    if found.arguments is None:  # a TPU's compiler gives no program that does not fit
+        cells += ['does not fit', '', '']
+    else:
+        cells.append(_sent(found.sent))
+        least, utilisation = _least(found)
+        cells += [f'{least * 1e3:.3g} ms', f'{utilisation:.0%}'] if least else ['', '']
+    cells.append(f'{found.seconds:.0f} s')
+    return '| ' + ' | '.join(cells) + ' |'
 
 
 def parameters(program: Program) -> str:
@@ -63,7 +84,8 @@ def _state(leaves: list[Any]) -> str:
     return f'{numbers:,} numbers, {_size(held)} on a chip'
 
 
-def _memory(found: Compiled) -> str:
+def memory(found: Compiled) -> str:
+    """What a step needs of a chip's memory, and whether it has that."""
     if found.memory is None:
         return 'not told by this compiler'
     parts = ''
@@ -80,16 +102,28 @@ def _memory(found: Compiled) -> str:
     return f'{_size(found.memory)} of {_size(found.capacity)} on a chip{parts}: {verdict}{more}'
 
 
-def _step(found: Compiled, batch_size: int) -> str:
+def _sent(sent: dict[str, int]) -> str:
+    return ', '.join(f'{kind} {_size(size)}' for kind, size in sent.items()) or 'nothing'
+
+
+def _least(found: Compiled) -> tuple[float | None, float | None]:
+    """The least seconds of a step, and the utilisation at that; None where it is not known."""
     compute, network = found.compute_seconds, found.network_seconds
     if compute is None or network is None:
-        return f'no time is estimated: the rates of {found.kind} are not known'
-    least, most = max(compute, network), compute + network
+        return None, None
+    least = max(compute, network)
     peak = peak_flops(found.kind) * found.program.mesh.size
-    utilisation = found.model_flops / (peak * least)
+    return least, found.model_flops / (peak * least)
+
+
+def _step(found: Compiled, batch_size: int) -> str:
+    least, utilisation = _least(found)
+    if least is None:
+        return f'no time is estimated: the rates of {found.kind} are not known'
+    compute, network = found.compute_seconds, found.network_seconds
     return (
         f'at least {least * 1e3:.3g} ms (products {compute * 1e3:.3g}, sending '
-        f'{network * 1e3:.3g}; {most * 1e3:.3g} one after the other), so at most '
+        f'{network * 1e3:.3g}; {(compute + network) * 1e3:.3g} one after the other), so at most '
         f'{batch_size / least:,.0f} images/s and {utilisation:.0%} utilisation; traffic with the '
         "chip's own memory is not counted"
     )

@@ -14,6 +14,8 @@ def devices(name: str, *, slices: int = 1) -> list[Any]:
     from jax.experimental import topologies
 
     os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
+    # No chip is claimed: a run, or another preflight, may have libtpu's lock.
+    os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
     options: dict[str, Any] = {'num_slices': slices} if slices > 1 else {}
     if name.startswith('v4:'):
         options['chip_config_name'] = 'megacore'  # one device is one chip, as a program finds it

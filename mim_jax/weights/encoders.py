@@ -102,6 +102,7 @@ def complete(
     fields, params = load_encoder(path, step=step, average=average)
     params = dict(params)
     projection = params.pop('projection', None)
+    fields.pop('attention_kernel', None)  # a choice of the device that it was trained on
     fields = {**fields, **(model or {})}
     if not fields:
         raise UserError(

@@ -10,7 +10,7 @@ def compare_models(stated, model, *, what):
     """Refuses weights, called `what`, whose own model fields say another function than `model`."""
     ours = dataclasses.asdict(model)
     free = ('drop_path', 'mask_token', 'initialization', 'token_initialization')
-    free += ('grid', 'scan', 'remat', 'dtype')
+    free += ('grid', 'scan', 'remat', 'dtype', 'attention_kernel')
     differ = [
         f'{name} is {_plain(stated[name])!r} there, {_plain(ours[name])!r} in the config'
         for name in ours

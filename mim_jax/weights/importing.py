@@ -22,6 +22,7 @@ NOT_A_TEACHERS = (
     'grid',
     'scan',
     'remat',
+    'attention_kernel',
 )
 
 

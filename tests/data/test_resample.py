@@ -11,6 +11,17 @@ from mim_jax.data import resample
 FILTERS = {'bicubic': Image.Resampling.BICUBIC, 'bilinear': Image.Resampling.BILINEAR}
 
 
+@pytest.fixture(scope='module', params=['vectors', 'matrices'], autouse=True)
+def way(request):
+    """With the package that has vector instructions, and as where there is none."""
+    if request.param == 'vectors' and resample.vectorized is None:
+        pytest.skip('cykooz-resizer is not installed')
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == 'matrices':
+            patch.setattr(resample, 'vectorized', None)
+        yield request.param
+
+
 def pillow(image, size, name, box=None):
     image = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
     if box:
@@ -27,12 +38,14 @@ def photo(name='china.jpg'):
 
 @pytest.mark.parametrize('name', FILTERS)
 @pytest.mark.parametrize('size', [(224, 224), (96, 160), (500, 700), (32, 32), (427, 300)])
-def test_photo_differs_from_pillow_by_rounding_only(name, size):
+def test_photo_differs_from_pillow_by_rounding_only(name, size, way):
     image = photo()
     difference = np.abs(resample.resize(image, size, interpolation=name).astype(int)
                         - pillow(image, size, name))  # fmt: skip
     # Pillow's weights are fixed-point numbers of 22 bits: halves may round apart in either pass.
-    assert difference.max() <= 1
+    # Those of the vectors have 16, so that now and then both do.
+    assert difference.max() <= (2 if way == 'vectors' else 1)
+    assert np.mean(difference > 1) < 1e-5
     assert difference.mean() < 0.01
 
 

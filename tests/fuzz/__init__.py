@@ -18,3 +18,14 @@ SUBJECTS = {
     'folders': folders,
     'records': records,
 }
+# Of 500 cases so many are of each, by what a case costs.
+SHARES = {
+    'commands': 60,
+    'runs': 20,
+    'weights': 120,
+    'imports': 40,
+    'pytorch': 40,
+    'images': 110,
+    'folders': 60,
+    'records': 50,
+}

@@ -2,7 +2,8 @@
 
     python -m tests.fuzz [--cases=10000] [--first=0] [SUBJECT ...]
 
-The cases are shared out among the subjects. Exit status 1 where any failed; a failure's number
+The cases are shared out among the subjects by what they cost. Exit status 1 where any failed; a
+failure's number
 runs it alone: `--first=NUMBER --cases=1 SUBJECT`.
 """
 
@@ -14,7 +15,7 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 
 def main():
-    from tests.fuzz import SUBJECTS
+    from tests.fuzz import SHARES, SUBJECTS
     from tests.fuzz.campaign import campaign
 
     parser = argparse.ArgumentParser(prog='python -m tests.fuzz')
@@ -25,9 +26,10 @@ def main():
     names = options.subjects or list(SUBJECTS)
     if unknown := {*names} - {*SUBJECTS}:
         parser.error(f'no subject {", ".join(unknown)}; there are {", ".join(SUBJECTS)}')
-    cases = max(1, options.cases // len(names))
+    of_all = sum(SHARES[name] for name in names)
     reports = []
     for name in names:
+        cases = max(1, options.cases * SHARES[name] // of_all)
         reports.append(campaign(name, SUBJECTS[name], cases=cases, first=options.first))
         print(*reports[-1].failures, reports[-1], sep='\n', flush=True)
     failed = sum(len(report.failures) for report in reports)

@@ -4,20 +4,9 @@ import hypothesis
 import pytest
 
 from mim_jax.errors import UserError
-from tests.fuzz import SUBJECTS
+from tests.fuzz import SHARES, SUBJECTS
 from tests.fuzz.campaign import campaign
 
-# So many cases of each with the profile `ci`, which are 500 together.
-CASES = {
-    'commands': 60,
-    'runs': 20,
-    'weights': 120,
-    'imports': 40,
-    'pytorch': 40,
-    'images': 110,
-    'folders': 60,
-    'records': 50,
-}
 SLOW = ('runs', 'records')  # they trace, or import TensorFlow Datasets
 PER_CASE = 100  # examples of the profile `ci`
 
@@ -28,7 +17,7 @@ PER_CASE = 100  # examples of the profile `ci`
 def test_every_case_ends_well_or_in_one_sentence(name):
     if name == 'pytorch':
         pytest.importorskip('torch', reason='needs the extra "parity"; CI runs it in that stage')
-    cases = CASES[name] * hypothesis.settings().max_examples // PER_CASE
+    cases = SHARES[name] * hypothesis.settings().max_examples // PER_CASE
     report = campaign(name, SUBJECTS[name], cases=cases)
     assert not report.failures, '\n'.join(report.failures)
     assert report.outcomes['told'] + report.outcomes['corrupt'] and report.outcomes.total() == cases

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from mim_jax import sharding
+from mim_jax import placement, sharding
 from mim_jax.models import CrossDecoder
 from mim_jax.models.attention import CrossAttention
 from mim_jax.models.blocks import CrossBlock, drop_path_factors, stacked_blocks
@@ -91,9 +91,10 @@ def test_drop_path_has_three_branches_and_without_them_nothing_happens():
 
 
 def test_split_over_tensor_and_fsdp_gives_what_one_device_gives():
-    mesh = sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=2, tensor=2))
+    config = sharding.MeshConfig(data=2, fsdp=2, tensor=2, min_shard_size=2 * 8 * 8)
+    mesh = sharding.make_mesh(config)
     params = drawn(lambda: blocks().init(jax.random.key(0), TOKENS, MEMORY))
-    shardings = sharding.state_shardings(params, mesh, min_shard_size=2 * 8 * 8)
+    shardings = placement.state_shardings(params, mesh, config)
     specs = shardings['params']['blocks']['cross_attention']
     for name in ('query', 'key', 'value'):
         assert specs[name]['kernel'].spec == P(None, 'fsdp', 'tensor', None)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from mim_jax import sharding
+from mim_jax import placement, sharding
 from mim_jax.errors import UserError
 from mim_jax.models import ViT
 from mim_jax.models.hooks import TokenDropping
@@ -187,8 +187,9 @@ def test_taps_condition_and_hook_on_a_mesh():
     hook = TokenDropping((1, 1), prefix=model.prefix)
     images, condition = np.concatenate([IMAGES, -IMAGES]), np.concatenate([CONDITION, -CONDITION])
     expected = encode(model, params_of(model), images, condition=condition, hook=hook, **ALL)
-    mesh = sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=2, tensor=2))
-    places = sharding.state_shardings(params_of(model), mesh, min_shard_size=2 * 5 * 16)
+    config = sharding.MeshConfig(data=2, fsdp=2, tensor=2, min_shard_size=2 * 5 * 16)
+    mesh = sharding.make_mesh(config)
+    places = placement.state_shardings(params_of(model), mesh, config)
     assert places['blocks']['modulation']['kernel'].spec == P(None, None, None, None, 'fsdp')
     params = jax.tree.map(jax.device_put, params_of(model), places)
     images, condition = jax.device_put((images, condition), sharding.batch_sharding(mesh))

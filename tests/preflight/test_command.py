@@ -32,8 +32,13 @@ def test_a_step_is_told_and_nothing_is_read_or_written(tmp_path, monkeypatch, ca
     assert 'encoder/patch_embed/kernel' in said and "('fsdp'," in said
     assert 'all-gather' in said.split('\nsent')[1]
     assert 'of 1.00 GiB on a chip' in said and said.count(': fits') == 1
-    assert main([*SMALL, '--memory=0.001']) == 1
-    assert 'DOES NOT FIT' in capfd.readouterr().out
+    assert main([*SMALL, '--memory=0.001', '--fit', '--row']) == 1
+    rows = [line.split(' | ') for line in capfd.readouterr().out.splitlines()]
+    assert [row[4] for row in rows] == ['none, 1', 'dots, 1', 'full, 1']
+    assert {len(row) for row in rows} == {10} and 'of 1.02 MiB' in rows[0][5]
+    assert main([*SMALL, '--memory=1', '--fit']) == 0
+    said = capfd.readouterr().out
+    assert said.startswith('model.remat=none: ') and 'model.remat=dots' not in said
     assert not list(tmp_path.iterdir())
 
 

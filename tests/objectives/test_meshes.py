@@ -1,0 +1,78 @@
+"""Loss and gradients of every method of the registry, on one device and split in every way."""
+
+import chex
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from mim_jax import sharding
+from mim_jax.objectives import OBJECTIVES
+from mim_jax.preflight import collectives
+from tests.objectives.programs import host_batches, make_program
+
+MESHES = ((1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8))
+
+
+def scanned(config):
+    """Blocks as those of a large model: scanned, with heads for any axis; one to compile."""
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            scanned(value)
+        elif name == 'scan':
+            config.scan = True
+    if 'model' in config and 'objective' in config:
+        config.model.heads = 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('method', OBJECTIVES)
+def test_loss_and_gradients_are_the_same_on_every_mesh(method):
+    """So is what a method carries along (`state`)."""
+    programs = [
+        make_program(method, change=scanned, **dict(zip(sharding.AXES, mesh, strict=True)))
+        for mesh in MESHES
+    ]
+    images = programs[0].abstract_batch['images']
+    state = jax.device_get(jax.jit(lambda: programs[0].step.init(images))())
+    (batch,) = host_batches(programs[0], 1)
+
+    def found(program):
+        place = jax.tree.map(lambda x: x.sharding, program.abstract_state)
+        whole = sharding.replicated(program.mesh)
+        function = jax.jit(
+            sharding.on_mesh(program.step.gradients, program.mesh), out_shardings=whole
+        )
+        given = sharding.put_tree(state, place), sharding.put_batch(batch, program.mesh)
+        grads, metrics, extra = jax.device_get(function(*given))
+        return metrics['loss'], grads, extra
+
+    loss, grads, extra = found(programs[0])
+    total = np.sqrt(sum(np.square(leaf).sum() for leaf in jax.tree.leaves(grads)))
+    assert np.isfinite(loss) and total > 0
+    for program in programs[1:]:
+        other_loss, other_grads, other_extra = found(program)
+        np.testing.assert_allclose(other_loss, loss, rtol=2e-5, err_msg=str(program.mesh))
+        chex.assert_trees_all_close(other_extra, extra, rtol=1e-4, atol=1e-6)
+
+        def check(path, mine, theirs):
+            off = np.linalg.norm(theirs - mine) / (np.linalg.norm(mine) + 1e-3 * total)  # noqa: B023
+            assert off < 1e-4, (sharding.path_name(path), off, program.mesh)  # noqa: B023
+
+        jax.tree_util.tree_map_with_path(check, grads, other_grads)
+
+
+@pytest.mark.slow
+def test_more_chips_send_no_more_each():
+    """Of R bytes that are split among n chips each sends (n - 1)/n R, gathering or reducing."""
+
+    def whole(chips):
+        def change(config):
+            scanned(config)
+            config.data.batch_size = 2 * chips
+
+        program = make_program('dtm', change=change, fsdp=chips)
+        sent = collectives.sent(program.trace().lower().compile().as_text())
+        return sum(sent.values()) * chips / (chips - 1)
+
+    np.testing.assert_allclose(whole(8), whole(4), rtol=0.02)
