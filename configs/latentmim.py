@@ -36,6 +36,8 @@ def get_config(scale='vitb'):
     gap, hidden, decoder = SIZES[scale]
     config.objective.update(gap=gap, hidden=hidden)
     config.objective.decoder.update(decoder)
+    if scale == 'embedded':
+        config.data.crop.mode = 'resize'  # the cells are larger than the scenes
     rate, scaling = config.optimizer.learning_rate, config.optimizer.scaling
     ratio = config.data.batch_size / config.optimizer.reference_batch
     config.optimizer.end_learning_rate = rate / 4 * (ratio if scaling == 'linear' else 1)
