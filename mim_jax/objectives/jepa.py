@@ -144,8 +144,8 @@ class JEPA(MorphedTargets):
                 shown.append(panels.Mask(~there, title=title))
             tokens, there = one.placed(predictions[name], **given)
             if hasattr(self.target, 'panels'):
-                image = self.target.panels(tokens, batch['images'])[-1]
-                shown.append(image.replace(mask=there, title='prediction'))
+                *raw, image = self.target.panels(tokens, batch['images'])
+                shown += [*raw, image.replace(mask=there)]
             else:
                 distances = jnp.where(there, self.distance(tokens, target), 0)
                 shown.append(

@@ -122,11 +122,11 @@ def test_the_first_stage():
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     sheets = jax.jit(objective.pictures)(variables, BATCH, jax.random.key(3), STEP)
     assert set(sheets) == {'short', 'long'}
-    for name, (hidden, shown, image) in sheets.items():
+    for name, (hidden, shown, raw, image) in sheets.items():
         for number, (visible, predicted) in enumerate(masks[name]):
             assert set(np.flatnonzero(~hidden.values[number])) == set(visible)
             assert set(np.flatnonzero(~shown.values[number])) == set(predicted)
-        assert isinstance(image, panels.Image)
+        assert isinstance(raw, panels.Image) and raw.title == 'prediction (normalised)'
         np.testing.assert_array_equal(image.mask, ~shown.values)
 
 
