@@ -13,7 +13,7 @@ from mim_jax.errors import UserError
 from mim_jax.experiment import Experiment
 from mim_jax.inputs import Inputs
 from mim_jax.objectives.base import Objective
-from mim_jax.optimizers import make_optimizer, make_schedule, trained
+from mim_jax.optimizers import make_decay_schedule, make_optimizer, make_schedule, trained
 from mim_jax.train_step import TrainStep
 
 
@@ -80,6 +80,7 @@ def make_train_step(
     optimizer = make_optimizer(
         experiment.optimizer,
         schedule,
+        decay=make_decay_schedule(experiment.optimizer, clock),
         decayed=only_trained(
             objective.weight_decayed(params, also=experiment.optimizer.decay_also)
         ),

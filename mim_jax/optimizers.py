@@ -54,6 +54,8 @@ class OptimizerConfig:
     warmup_*: how long the rate rises, from `warmup_learning_rate`.
     scale_ends: the rule applies to the first and the last rate as well (SimMIM).
     weight_decay: of kernels; of biases, scales, tokens and position tables there is none.
+    end_weight_decay: it moves there along half a cosine, in the run's length times `horizon`
+      (I-JEPA: 0.04 to 0.4); None: it is constant.
     decay_also: which of TOKENS_AND_TABLES are decayed all the same. Code that goes by the number of
       dimensions, as BEiT's does, decays ('mask_token', 'relative_position').
     layer_decay: below 1, a parameter's rate is multiplied by it ** (distance from the top).
@@ -82,6 +84,7 @@ class OptimizerConfig:
     momentum: Fraction = 0.9
     trust: Positive = 0.001
     weight_decay: NotNegative = 0.05
+    end_weight_decay: NotNegative | None = None
     decay_also: tuple[str, ...] = ()
     layer_decay: PositiveShare | None = None
     clip_norm: Positive | None = None
@@ -118,12 +121,30 @@ def make_schedule(config: OptimizerConfig, clock: Clock) -> Schedule:
     return optax.join_schedules([optax.linear_schedule(start, peak, warmup), main], [warmup])
 
 
+def make_decay_schedule(config: OptimizerConfig, clock: Clock) -> Schedule | float:
+    """The weight decay as a function of the step (int32 scalar, 0 for the first update), or the
+    number that it always is.
+    """
+    start, end = config.weight_decay, config.end_weight_decay
+    if end is None:
+        return start
+    falling = optax.cosine_decay_schedule(1.0, max(round(config.horizon * clock.total_steps), 1))
+    return lambda step: end + (start - end) * falling(step)
+
+
 def make_optimizer(
-    config: OptimizerConfig, schedule: Schedule, *, decayed: Any, layers: Any, num_layers: int
+    config: OptimizerConfig,
+    schedule: Schedule,
+    *,
+    decay: Schedule | float,
+    decayed: Any,
+    layers: Any,
+    num_layers: int,
 ) -> optax.GradientTransformation:
     """The update rule.
 
     Args:
+        schedule, decay: learning rate and weight decay.
         decayed: tree of bool over the parameters, True where weight decay applies.
         layers: tree over the parameters of layer ids (int, or int array [depth] for stacked
             blocks), 0 the embedding.
@@ -133,18 +154,11 @@ def make_optimizer(
     if config.clip_norm is not None:
         parts.append(optax.clip_by_global_norm(config.clip_norm))
     if config.rule == 'adamw':
-        parts.append(
-            optax.adamw(
-                schedule,
-                b1=config.beta1,
-                b2=config.beta2,
-                eps=config.eps,
-                weight_decay=config.weight_decay,
-                mask=decayed,
-            )
-        )
+        adam = optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.eps)
+        rate = optax.scale_by_learning_rate(schedule)
+        parts.append(optax.chain(adam, _add_decay(decay, decayed), rate))
     else:
-        parts.append(optax.add_decayed_weights(config.weight_decay, mask=decayed))
+        parts.append(_add_decay(decay, decayed))
         if config.rule == 'lars':
             parts.append(_scale_by_trust(config.trust, decayed, layers))
         # The rate is applied behind the momentum: where it changes, older gradients change too.
@@ -172,6 +186,28 @@ def trained(params: dict[str, Any], *, frozen: tuple[str, ...]) -> dict[str, Any
             'that nothing would be trained: leave one out.'
         )
     return kept
+
+
+def _add_decay(decay: Schedule | float, decayed: Any) -> optax.GradientTransformation:
+    """Updates plus the decay times the parameter, where `decayed`."""
+    if not callable(decay):
+        return optax.add_decayed_weights(decay, mask=decayed)
+
+    # optax has a schedule here, too, but hides the type of its count, which goes on in steps that
+    # are refused (`TrainStep`).
+    def init(params: Any) -> optax.ScaleByScheduleState:
+        return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
+
+    def apply(updates: Any, state: optax.ScaleByScheduleState, params: Any) -> tuple[Any, Any]:
+        factor = decay(state.count)
+
+        def one(update: jax.Array, param: jax.Array, wanted: bool) -> jax.Array:
+            return update + factor * param if wanted else update
+
+        count = optax.safe_increment(state.count)
+        return jax.tree.map(one, updates, params, decayed), optax.ScaleByScheduleState(count)
+
+    return optax.GradientTransformation(init, apply)
 
 
 def _scale_by_trust(trust: float, scaled: Any, layers: Any) -> optax.GradientTransformation:

@@ -27,6 +27,7 @@ from mim_jax.errors import UserError
 from mim_jax.logs import read_metrics
 from mim_jax.objectives import OBJECTIVES
 from mim_jax.objectives.simmim import SimMIM
+from mim_jax.optimizers import OptimizerConfig, make_optimizer
 from mim_jax.train_step import TrainStep
 from mim_jax.trainer import Trainer
 
@@ -88,10 +89,12 @@ def split(state):
 def test_a_refused_step_changes_nothing(accumulation):
     """Steps 1 (good), 2 (skipped), 3 (good), 4 (one too many), 5 (good, but the run is over)."""
     schedule = optax.constant_schedule(0.1)
+    tree = {'decayed': {'w': True}, 'layers': {'w': 0}, 'num_layers': 1}
+    optimizer = make_optimizer(OptimizerConfig(), schedule, decay=schedule, **tree)
     step = TrainStep(
         objective=Regression(),
         augment=lambda keys, batch: batch,
-        optimizer=optax.adamw(schedule),
+        optimizer=optimizer,
         schedule=schedule,
         seed=0,
         accumulation=accumulation,
@@ -111,7 +114,7 @@ def test_a_refused_step_changes_nothing(accumulation):
         states.append(split(state))
     assert counts == [(1, 0, True), (2, 1, False), (3, 1, True), (3, 2, False), (3, 2, True)]
     # Parameters, average, moments and the method's state stay; only schedules go by the step.
-    assert [schedules for schedules, _ in states] == [[1], [2], [3], [3], [3]]
+    assert [schedules for schedules, _ in states] == [[n, n] for n in (1, 2, 3, 3, 3)]
     chex.assert_trees_all_equal(states[1][1], states[0][1])
     assert states[2][1][0]['params']['w'] != states[1][1][0]['params']['w']
     for _, later in states[3:]:

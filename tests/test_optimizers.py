@@ -9,7 +9,13 @@ import pytest
 
 from mim_jax.clock import Clock
 from mim_jax.errors import UserError
-from mim_jax.optimizers import OptimizerConfig, make_optimizer, make_schedule, trained
+from mim_jax.optimizers import (
+    OptimizerConfig,
+    make_decay_schedule,
+    make_optimizer,
+    make_schedule,
+    trained,
+)
 
 CLOCK = Clock(batch_size=1024, epoch_examples=1024, total_steps=100)
 
@@ -104,6 +110,7 @@ def test_adamw_equals_a_plain_loop():
     optimizer = make_optimizer(
         config,
         make_schedule(config, CLOCK),
+        decay=config.weight_decay,
         decayed={'w': True, 'b': False},
         layers={'w': 0, 'b': 2},
         num_layers=2,
@@ -132,6 +139,38 @@ def test_adamw_equals_a_plain_loop():
         np.testing.assert_allclose(params[name], expected[name], rtol=1e-5)
 
 
+@pytest.mark.parametrize('rule', ['adamw', 'sgd'])
+def test_a_scheduled_weight_decay_equals_a_plain_loop(rule):
+    """I-JEPA: half a cosine from one decay to another, over twice the run."""
+    config = OptimizerConfig(
+        rule=rule,
+        learning_rate=0.1,
+        scaling='none',
+        schedule='constant',
+        beta1=0.0,
+        beta2=0.0,
+        momentum=0.0,
+        weight_decay=0.04,
+        end_weight_decay=0.4,
+        horizon=2.0,
+    )
+    decay = make_decay_schedule(config, Clock(1024, 1024, 5))
+    given = {'decayed': {'w': True, 'b': False}, 'layers': {'w': 0, 'b': 0}, 'num_layers': 1}
+    optimizer = make_optimizer(config, make_schedule(config, CLOCK), decay=decay, **given)
+    params = {'w': jnp.array([2.0, -1.0]), 'b': jnp.array([3.0])}
+    expected, state = jax.tree.map(np.float64, params), optimizer.init(params)
+    for step in range(5):
+        grads = {'w': np.array([0.5, -2.0]) * (step + 1), 'b': np.array([1.0])}
+        updates, state = optimizer.update(jax.tree.map(np.float32, grads), state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+        now = 0.4 - 0.36 * 0.5 * (1 + math.cos(math.pi * step / 10))
+        for name, factor in (('w', now), ('b', 0.0)):
+            move = np.sign(grads[name]) if rule == 'adamw' else grads[name]
+            expected[name] = expected[name] - 0.1 * (move + factor * expected[name])
+    for name in params:
+        np.testing.assert_allclose(params[name], expected[name], rtol=1e-5)
+
+
 def test_layer_decay_scales_stacked_blocks_one_by_one():
     config = OptimizerConfig(
         learning_rate=1.0, scaling='none', schedule='constant', weight_decay=0.0, layer_decay=0.5
@@ -140,6 +179,7 @@ def test_layer_decay_scales_stacked_blocks_one_by_one():
     optimizer = make_optimizer(
         config,
         make_schedule(config, CLOCK),
+        decay=config.weight_decay,
         decayed={'blocks': True},
         layers={'blocks': np.arange(1, 4)},
         num_layers=4,
@@ -169,7 +209,8 @@ def test_lars_and_sgd_equal_a_plain_loop(rule):
     params |= {'blocks': rng.normal(size=(2, 3, 3)) * np.array([1, 30])[:, None, None]}
     decayed = {'w': True, 'b': False, 'zero': True, 'blocks': True}
     layers = {'w': 0, 'b': 3, 'zero': 3, 'blocks': np.arange(1, 3)}
-    optimizer = make_optimizer(config, schedule, decayed=decayed, layers=layers, num_layers=3)
+    common = {'decayed': decayed, 'layers': layers, 'num_layers': 3}
+    optimizer = make_optimizer(config, schedule, decay=0.1, **common)
     found = jax.tree.map(np.float32, params)
     state = optimizer.init(found)
     expected = {name: value.copy() for name, value in params.items()}

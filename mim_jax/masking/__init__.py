@@ -11,6 +11,7 @@ from mim_jax.masking.covering import CoveringMasking
 from mim_jax.masking.curriculum import rising_count
 from mim_jax.masking.disjoint import DisjointMasking
 from mim_jax.masking.grid import GridMasking
+from mim_jax.masking.multiblock import Blocks, MultiBlockMasking
 from mim_jax.masking.random import RandomMasking
 from mim_jax.masking.selection import (
     drawn_by_weight,
@@ -20,17 +21,22 @@ from mim_jax.masking.selection import (
     mask_without,
     visible_ids,
 )
+from mim_jax.masking.shortlong import BlockUnion, ShortLongMasking
 from mim_jax.masking.weighted import WeightedMasking
 
 __all__ = [
     'MASKINGS',
     'BlockMasking',
+    'BlockUnion',
+    'Blocks',
     'ColoredMasking',
     'ComplementaryMasking',
     'CoveringMasking',
     'DisjointMasking',
     'GridMasking',
+    'MultiBlockMasking',
     'RandomMasking',
+    'ShortLongMasking',
     'WeightedMasking',
     'drawn_by_weight',
     'hardest_first',

@@ -138,6 +138,8 @@ class Projector(nn.Module):
     norm: 'layer' (eps 1e-6), or 'batch' as in `MLPHead`. bias: of the linear layers. Parameters:
     fc1, norm1, fc2, norm2, …
 
+    affine: the last norm has scale and bias all the same (Latent MIM).
+
     Source: SimCLR's projector, as ConMIM (Yi et al., ICLR 2023) has it, and with layer norms the
     visible branch of DMJD (Ma et al., arXiv 2301.00230), each in its released code.
     """
@@ -148,6 +150,7 @@ class Projector(nn.Module):
     bias: bool = False
     initialization: str = 'mae'
     dtype: str = 'float32'
+    affine: bool = False
 
     @nn.compact
     def __call__(self, x):
@@ -155,10 +158,11 @@ class Projector(nn.Module):
             options = {'bias': self.bias, 'initialization': self.initialization}
             x = Linear((width,), dtype=self.dtype, name=f'fc{i}', **options)(x)
             last, name = i == len(self.widths), f'norm{i}'
+            affine = self.affine or not last
             if self.norm == 'batch':
-                x = BatchNorm(affine=not last, name=name)(x)
+                x = BatchNorm(affine=affine, name=name)(x)
             else:
-                x = layer_norm(1e-6, self.dtype, name, affine=not last)(x)
+                x = layer_norm(1e-6, self.dtype, name, affine=affine)(x)
             if not last:
                 x = HIDDEN_ACTIVATIONS[self.activation](x.astype(self.dtype))
         return x.astype(jnp.float32)

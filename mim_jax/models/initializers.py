@@ -1,10 +1,10 @@
-"""The two families of initialisation that masked image modelling uses."""
+"""The families of initialisation that masked image modelling uses."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-INITS = ('mae', 'beit')
+INITS = ('mae', 'beit', 'normal')
 TOKEN_STD = 0.02
 
 
@@ -24,8 +24,9 @@ TOKEN_INITS = {'normal': normal_token, 'cut': cut_token}
 def kernel_init(init, *, in_axes=1, scale=1.0):
     """Initialiser of a linear kernel whose first `in_axes` axes are inputs, the rest outputs.
 
-    'mae': Xavier-uniform over the whole (fused) kernel. 'beit': the normal of `cut_token`. `scale`
-    multiplies the result; it may be traced.
+    'mae': Xavier-uniform over the whole (fused) kernel. 'beit': the normal of `cut_token`.
+    'normal': that of `normal_token`, as in I-JEPA's code. `scale` multiplies the result; it may be
+    traced.
     """
     if init not in INITS:
         raise ValueError(f'init {init!r} is none of {", ".join(INITS)}')
@@ -36,7 +37,7 @@ def kernel_init(init, *, in_axes=1, scale=1.0):
             bound = float(np.sqrt(6 / (fan_in + fan_out)))
             values = jax.random.uniform(key, shape, dtype, -bound, bound)
         else:
-            values = cut_token(key, shape, dtype)
+            values = TOKEN_INITS[{'beit': 'cut', 'normal': 'normal'}[init]](key, shape, dtype)
         return values * scale
 
     return initialise

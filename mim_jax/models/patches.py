@@ -1,5 +1,7 @@
 """Images as grids of patches, and back."""
 
+import jax
+
 from mim_jax.errors import UserError
 
 # More than attention could take; tables for far more would fill the memory before anything is told.
@@ -41,3 +43,21 @@ def unpatchify(patches, *, grid, patch_size):
     channels = size // (p * q)
     images = patches.reshape(batch, h, w, p, q, channels).transpose(0, 1, 3, 2, 4, 5)
     return images.reshape(batch, h * p, w * q, channels)
+
+
+def cut_from_cells(images, corners, *, patch_size, gap):
+    """Images [B,h*p,w*q,C] put together of one patch (p,q) out of each cell of (p+gap,q+gap) pixels
+    of images [B,h*(p+gap),w*(q+gap),C].
+
+    corners: [B,h*w,2] int32, where in its cell a patch begins, from 0 to gap.
+    """
+    (p, q), channels = patch_size, images.shape[-1]
+    cell = (p + gap, q + gap)
+    cells = patchify(images, patch_size=cell).reshape(*corners.shape[:2], *cell, channels)
+
+    def cut(cell, corner):
+        return jax.lax.dynamic_slice(cell, (corner[0], corner[1], 0), (p, q, channels))
+
+    patches = jax.vmap(jax.vmap(cut))(cells, corners).reshape(*corners.shape[:2], -1)
+    grid = patch_grid(images.shape[1:3], cell)
+    return unpatchify(patches, grid=grid, patch_size=patch_size)

@@ -145,15 +145,29 @@ class Morphing:
         One pair per draw; the loss is the mean of a distance over all tokens and pairs. With
         schedule 'none' the one pair that was given. The other arguments are those of `groups`.
         """
-        if self.schedule == 'none':
-            return [(prediction.astype(jnp.float32), target.astype(jnp.float32))]
-        given = {'images': images, 'grid': grid, 'merged': merged}
+        given = {'keys': keys, 'images': images, 'grid': grid, 'merged': merged}
         pairs = []
+        for grouped, groups in self.drawn(key, target, **given):
+            both = prediction, grouped
+            if groups is None:
+                pairs.append(tuple(x.astype(jnp.float32) for x in both))
+            else:
+                pairs.append(tuple(morph(x, groups) for x in both))
+        return pairs
+
+    def drawn(self, key, target, *, keys=None, images=None, grid=None, merged=None):
+        """`[(target, groups), ...]`, one per draw: groups [B, N] int32 for `morph`, and the target,
+        not averaged over them, that they are of. With schedule 'none' one, whose groups are None.
+        The arguments are those of `groups`.
+        """
+        if self.schedule == 'none':
+            return [(target, None)]
+        given = {'images': images, 'grid': grid, 'merged': merged}
+        found = []
         for i, draw_key in enumerate(jax.random.split(key, self._draws(target.shape[1]))):
             draw_keys = None if keys is None else named_keys.named(keys, f'draw{i}')
-            grouped, groups = self._grouped(draw_key, target, draw_keys, **given)
-            pairs.append((morph(prediction, groups), morph(grouped, groups)))
-        return pairs
+            found.append(self._grouped(draw_key, target, draw_keys, **given))
+        return found
 
     def examples(self, target, *, num=4, keys=None, images=None, grid=None, merged=None):
         """Groups for pictures: int32 [S, B, N] and S titles, from weak to strong morphing.

@@ -1,12 +1,19 @@
 """What the methods share that compare tokens on group means."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
+from mim_jax import keys
+from mim_jax.clock import Clock
+from mim_jax.inputs import Inputs
+from mim_jax.models.vit import ViT
 from mim_jax.morphing import Morphing, joined_share
 from mim_jax.objectives.base import Batch, Objective, Variables
+from mim_jax.objectives.targeted import Targeted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,3 +47,41 @@ class Morphed(Objective):
             return {}
         target, given = self.grouped(variables, batch)
         return {'morphed_share': joined_share(self.morphing.groups(key, target, **given))}
+
+
+@dataclasses.dataclass(frozen=True)
+class MorphedTargets(Morphed, Targeted):
+    """Groups are formed of a target at every patch. A method adds `masking`."""
+
+    def bind(self, encoder: ViT, inputs: Inputs, clock: Clock | None = None) -> Objective:
+        bound = super().bind(encoder, inputs, clock)
+        self.masking.count(bound.grid)  # says what is wrong where the mask does not fit the grid
+        self.morphing.check(bound.num_grouped, network=hasattr(self.target, 'merged'))
+        return bound
+
+    def morphed(self, variables: Variables, batch: Batch) -> dict[str, Any]:
+        """What a grouping may look at beside the target."""
+        return {
+            'keys': keys.named(batch['keys'], 'morphing'),
+            'images': batch['images'],
+            'grid': self.grid,
+            'merged': functools.partial(self.merged_targets, variables, batch['images']),
+        }
+
+    def grouped(self, variables: Variables, batch: Batch) -> tuple[jax.Array, dict[str, Any]]:
+        return self.targets(variables, batch['images']), self.morphed(variables, batch)
+
+    def variances(
+        self, variables: Variables, batch: Batch, prediction: jax.Array
+    ) -> dict[str, jax.Array]:
+        """Of prediction [...,D] and target over all tokens of the batch, as means over their
+        numbers: a prediction without any is a constant.
+        """
+        found = {'prediction': prediction, 'target': self.targets(variables, batch['images'])}
+        return {
+            f'{name}_variance': tokens.astype(jnp.float32)
+            .reshape(-1, tokens.shape[-1])
+            .var(0)
+            .mean()
+            for name, tokens in found.items()
+        }

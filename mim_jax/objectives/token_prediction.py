@@ -1,7 +1,6 @@
 """What the token-wise methods share: a target for every patch, morphing, and pictures of both."""
 
 import dataclasses
-import functools
 from typing import Any, Literal
 
 import jax
@@ -17,13 +16,12 @@ from mim_jax.masking import MASKINGS
 from mim_jax.models.heads import TokenHead
 from mim_jax.models.vit import ViT
 from mim_jax.objectives.base import Batch, Objective, Variables
-from mim_jax.objectives.morphed import Morphed
-from mim_jax.objectives.targeted import Targeted
+from mim_jax.objectives.morphed import MorphedTargets
 from mim_jax.panels import Sheets
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenPrediction(Morphed, Targeted):
+class TokenPrediction(MorphedTargets):
     """Predicts a target at every patch; a method adds how tokens are hidden and predicted.
 
     masking: which tokens are hidden, one of MASKINGS.
@@ -35,12 +33,6 @@ class TokenPrediction(Morphed, Targeted):
     masking: Any = choice(MASKINGS, 'random')
     distance: Any = choice(DISTANCES, 'l2')
     loss_on: Literal['hidden', 'all'] = 'hidden'
-
-    def bind(self, encoder: ViT, inputs: Inputs, clock: Clock | None = None) -> Objective:
-        bound = super().bind(encoder, inputs, clock)
-        self.masking.count(bound.grid)  # says what is wrong where the mask does not fit the grid
-        self.morphing.check(bound.num_grouped, network=hasattr(self.target, 'merged'))
-        return bound
 
     def predict(
         self, variables: Variables, batch: Batch, mask: jax.Array, drop_path_keys: Any = None
@@ -84,19 +76,9 @@ class TokenPrediction(Morphed, Targeted):
     def health(
         self, variables: Variables, batch: Batch, key: jax.Array, step: jax.Array
     ) -> dict[str, jax.Array]:
-        """Beside the share that is morphed the variances of prediction and target, over all tokens
-        of the batch, as means over their numbers: a prediction without any is a constant.
-        """
         prediction = self.predict(variables, batch, self.mask(variables, batch, step))
-        found = {'prediction': prediction, 'target': self.targets(variables, batch['images'])}
-        variances = {
-            f'{name}_variance': tokens.astype(jnp.float32).var(axis=(0, 1)).mean()
-            for name, tokens in found.items()
-        }
+        variances = self.variances(variables, batch, prediction)
         return {**super().health(variables, batch, key, step), **variances}
-
-    def grouped(self, variables: Variables, batch: Batch) -> tuple[jax.Array, dict[str, Any]]:
-        return self.targets(variables, batch['images']), self.morphed(variables, batch)
 
     def pictures(
         self, variables: Variables, batch: Batch, key: jax.Array, step: jax.Array
@@ -127,15 +109,6 @@ class TokenPrediction(Morphed, Targeted):
             panels.Tokens(prediction, title='prediction (its own PCA)'),
             panels.HeatMap(self.distance(prediction, target), title='distance'),
         ]
-
-    def morphed(self, variables: Variables, batch: Batch) -> dict[str, Any]:
-        """What a grouping may look at beside the target."""
-        return {
-            'keys': keys.named(batch['keys'], 'morphing'),
-            'images': batch['images'],
-            'grid': self.grid,
-            'merged': functools.partial(self.merged_targets, variables, batch['images']),
-        }
 
 
 class MaskTokenPrediction(TokenPrediction):

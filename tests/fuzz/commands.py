@@ -105,16 +105,25 @@ def _base(rng):
     config = experiment.default_config(name)
     pairs = [tuple(pair.split('=')) for pair in TINY]
     small = [('width', '16'), ('depth', '1'), ('heads', '2')]
-    if name in ('mae', 'croco', 'dmjd', 'hpm', 'lut', 'nim'):
+    if name in ('mae', 'croco', 'dmjd', 'hpm', 'latentmim', 'lut', 'moca', 'nim'):
         pairs += [(f'objective.decoder.{key}', value) for key, value in small]
     if name == 'moca':
-        pairs += [(f'objective.decoder.{key}', value) for key, value in small]
         pairs += [('objective.dense_layer', '1'), ('objective.words.border', '1')]
+    if name == 'latentmim':
+        pairs += [('objective.hidden', '16'), ('objective.masking.ratio', '0.6')]
     if name == 'de3':
         for part in ('model', 'decoder'):
             pairs += [(f'objective.denoiser.{part}.{key}', value) for key, value in small]
         pairs.append(('objective.denoiser.model.patch_size', '8,8'))
-    if name in ('dtm', 'maskalign', 'vqkd', 'beitv2'):
+    if name in ('ijepa', 'dmtjepa', 'salt'):
+        pairs += [(f'objective.predictor.{key}', value) for key, value in small]
+        counts = {'short': (4, 8), 'long': (2, 12)} if name == 'salt' else {}
+        for union, (context, predicted) in counts.items():
+            pairs.append((f'objective.masking.{union}.num_context', str(context)))
+            pairs.append((f'objective.masking.{union}.num_predicted', str(predicted)))
+        if not counts:
+            pairs.append(('objective.masking.num_context', '4'))
+    if name in ('dtm', 'maskalign', 'salt', 'vqkd', 'beitv2'):
         pairs += [(f'objective.target.model.{key}', str(value)) for key, value in TEACHER.items()]
     if name in ('dtm', 'beitv2'):
         pairs += [('objective.masking.num_masked', '6'), ('objective.masking.min_block', '2')]
