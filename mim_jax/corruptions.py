@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from mim_jax.data.colors import smooth
 from mim_jax.errors import UserError
 from mim_jax.frequencies import image_of, radii, spectrum
-from mim_jax.ranges import Positive, Range, Share, Side, check_ordered
+from mim_jax.ranges import NotNegative, Positive, Range, Share, Side, check_ordered
 
 FIELD = 'config.objective.corruption'
 
@@ -147,26 +147,35 @@ class Blur(Corruption):
 
 @dataclasses.dataclass(frozen=True)
 class Noise(Corruption):
-    """Gaussian noise of deviation ~ U(sigma) in grey levels of 255, added and not cut off.
+    """Gaussian noise of a deviation that is drawn for every image, in grey levels of 255, added and
+    not cut off.
 
+    sigma: the deviation ~ U(sigma).
+    gamma: (shape, scale): the deviation ~ Gamma, of mean shape * scale, instead; None: it does not.
     grey_share: probability that all channels get the same noise.
 
     Source: the denoising task of MFM's released code, with the noise that its ViT recipe uses; the
-    Poisson noise of that code is left out.
+    Poisson noise of that code is left out. `gamma`: NIM (You et al., NeurIPS 2023).
     """
 
-    sigma: tuple[Positive, ...] = (75.0, 75.0)
+    sigma: tuple[NotNegative, ...] = (75.0, 75.0)
+    gamma: tuple[Positive, ...] | None = None
     grey_share: Share = 0.0
 
     def __post_init__(self):
         check_ordered(self, 'sigma')
+        if self.gamma is not None and len(self.gamma) != 2:
+            raise ValueError(f'gamma = {self.gamma}: it must be (shape, scale), or None.')
 
     def __call__(self, keys, images):
         def noise(key, shape):
             for_sigma, for_grey, for_noise = jax.random.split(key, 3)
             low, high = self.sigma
-            sigma = jax.random.uniform(for_sigma, minval=low, maxval=high) / 255
-            values = sigma * jax.random.normal(for_noise, shape)
+            if self.gamma is None:
+                sigma = jax.random.uniform(for_sigma, minval=low, maxval=high)
+            else:
+                sigma = jax.random.gamma(for_sigma, self.gamma[0]) * self.gamma[1]
+            values = sigma / 255 * jax.random.normal(for_noise, shape)
             grey = jax.random.bernoulli(for_grey, self.grey_share)
             return jnp.where(grey, values[..., :1], values)
 

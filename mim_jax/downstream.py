@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from mim_jax import config as configs
-from mim_jax import planned
+from mim_jax import planned, storage
 from mim_jax.errors import UserError
 from mim_jax.main import default_workdir
 
@@ -126,6 +126,7 @@ def make_plan(
     """All runs; every config is built, so that a mistake in the last one shows before the first
     run.
     """
+    storage.check_local(options.out)
     out = Path(options.out)
     names = tuple(name for name in options.evaluators.split(',') if name)
     shared = assignments['config']

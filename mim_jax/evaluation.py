@@ -69,6 +69,11 @@ class Evaluation:
         """The names of those that are run."""
         return tuple(self._all)
 
+    @property
+    def judges(self) -> bool:
+        """Whether any looks at what the objective predicts, which may need its frozen networks."""
+        return bool(self._judges)
+
     def run(
         self, variables: dict[str, Any], *, check: Callable[[], None] = lambda: None
     ) -> dict[str, float]:

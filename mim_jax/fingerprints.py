@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from mim_jax import storage
 from mim_jax.errors import UserError
 from mim_jax.weights import native
 
@@ -32,10 +32,8 @@ def of(params: Any) -> str:
 def record(workdir: str | Path, found: dict[str, str]) -> None:
     """Writes the fingerprints of a fresh run, by name, into its work directory."""
     if jax.process_index() == 0:
-        path = Path(workdir) / FILE
-        temporary = path.with_suffix('.tmp')
-        temporary.write_text(json.dumps(found, indent=2) + '\n', encoding='utf-8')
-        os.replace(temporary, path)
+        path = storage.path(workdir) / FILE
+        storage.write_whole(path, json.dumps(found, indent=2) + '\n')
 
 
 def recorded(workdir: str | Path) -> dict[str, str]:
@@ -43,7 +41,7 @@ def recorded(workdir: str | Path) -> dict[str, str]:
 
     Raises UserError where they cannot be read.
     """
-    path = Path(workdir) / FILE
+    path = storage.path(workdir) / FILE
     if not path.exists():
         return {}
     try:

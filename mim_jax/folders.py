@@ -6,11 +6,13 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from mim_jax import storage
 from mim_jax.errors import UserError
 
 
 def check_folder(path):
     """Raises UserError where `path` neither is a directory to write in nor can become one."""
+    storage.check_local(path)
     path = Path(path)
     found = next(p for p in (path, *path.parents) if os.path.lexists(p))
     if not found.is_dir():
@@ -22,6 +24,7 @@ def check_folder(path):
 @contextlib.contextmanager
 def new_folder(out):
     """A temporary folder that becomes `out` at the end; after an exception nothing is left."""
+    storage.check_local(out)
     out = Path(out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f'--out={out} exists already: remove it, or name another')

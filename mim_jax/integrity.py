@@ -2,12 +2,15 @@
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 from absl import logging
 
+from mim_jax import storage
+
 FILE = 'checksums.json'
+# An object store knows a checksum of every object: it is not read for another.
+STORE = 'crc32c:'
 # Orbax writes it last of all that is a checkpoint's own.
 WHOLE = '_CHECKPOINT_METADATA'
 
@@ -17,10 +20,11 @@ def seal(folder: Path) -> None:
     was removed meanwhile, the disk is full) it stays without, and a warning says so.
     """
     try:
-        found = {name: _described(folder / name) for name in _names(folder)}
-        temporary = folder / f'{FILE}.tmp'
-        temporary.write_text(json.dumps(found, indent=1) + '\n', encoding='utf-8')
-        os.replace(temporary, folder / FILE)
+        found = {
+            name: (size, _digest(folder / name) if kept is None else f'{STORE}{kept}')
+            for name, (size, kept) in _files(folder).items()
+        }
+        storage.write_whole(folder / FILE, json.dumps(found, indent=1) + '\n')
     except OSError as error:
         if folder.exists():
             logging.warning('%s: no checksums could be written (%s).', folder, error.strerror)
@@ -31,15 +35,19 @@ def damage(folder: Path, *, digests: bool = True) -> str | None:
 
     One without checksums (its run was killed before they were written) is taken for whole if its
     parts are there. digests: read all of it, too; otherwise only sizes are compared.
+
+    Raises OSError, or what else opens a URL raises, where an object store cannot be reached.
     """
     try:
         return _damage(folder, digests)
     except OSError as error:
+        if storage.is_remote(folder):  # that is the way to it
+            raise
         return f'it cannot be read ({error.strerror})'
 
 
 def _damage(folder: Path, digests: bool) -> str | None:
-    if not (folder / WHOLE).is_file():
+    if not (folder / WHOLE).exists():
         return f'{WHOLE} is missing'
     try:
         stated = json.loads((folder / FILE).read_text(encoding='utf-8'))
@@ -48,28 +56,32 @@ def _damage(folder: Path, digests: bool) -> str | None:
         return None
     except (ValueError, AttributeError, TypeError, RecursionError):
         return f'{FILE} cannot be read'
-    absent = sorted(set(stated) - set(_names(folder)))
+    files = _files(folder)
+    absent = sorted(set(stated) - set(files))
     if absent:
         return f'{absent[0]} is missing'
     for name, (size, digest) in stated.items():
-        path = folder / name
-        if path.stat().st_size != size:
-            return f'{name} has {path.stat().st_size} bytes and not {size}'
-        if digests and _digest(path) != digest:
+        found, kept = files[name]
+        if found != size:
+            return f'{name} has {found} bytes and not {size}'
+        if not digests:
+            continue
+        if digest.startswith(STORE):
+            # A copy on a file system has lost what the store knew.
+            same = kept is None or digest == f'{STORE}{kept}'
+        else:
+            same = _digest(folder / name) == digest
+        if not same:
             return f'{name} has other contents than were written'
     return None
 
 
-def _names(folder: Path) -> list[str]:
-    paths = (path for path in folder.rglob('*') if path.is_file())
-    names = (path.relative_to(folder).as_posix() for path in paths)
-    return sorted(name for name in names if not name.startswith(FILE))
-
-
-def _described(path: Path) -> tuple[int, str]:
-    return path.stat().st_size, _digest(path)
+def _files(folder: Path) -> dict[str, tuple[int, str | None]]:
+    """`storage.files` without that of this module."""
+    found = storage.files(folder)
+    return {name: known for name, known in found.items() if not name.startswith(FILE)}
 
 
 def _digest(path: Path) -> str:
-    with open(path, 'rb') as file:
+    with path.open('rb') as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

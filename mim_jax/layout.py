@@ -7,11 +7,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+from mim_jax import storage
 from mim_jax.errors import UserError
 
 CONFIG_FILE = 'config.json'
 CHANGES_FILE = 'config_changes.jsonl'
 LOCK_FILE = 'lock'
+# Orbax writes it last of a checkpoint where it cannot rename a whole one into its place.
+COMMIT_FILE = 'commit_success.txt'
 SECTIONS = ('data', 'objective', 'model')  # some that every run's config has
 # What --extend may change: the schedules are then those of the new length.
 LENGTH = r'train\.total_'
@@ -23,16 +26,24 @@ class OfSomethingElse(UserError):
 
 def checkpoints(workdir: str | Path) -> Path:
     """The folder with a folder per step."""
-    return Path(workdir).absolute() / 'checkpoints'
+    return storage.path(workdir).absolute() / 'checkpoints'
 
 
 def saved_steps(workdir: str | Path) -> list[int]:
     """The steps of a run's whole checkpoints, in order; one that is being written has another name
-    until then.
+    until then, or lacks COMMIT_FILE.
     """
-    folder = checkpoints(workdir)
-    paths = folder.iterdir() if folder.is_dir() else ()
-    return sorted(int(path.name) for path in paths if path.name.isdecimal() and path.is_dir())
+    try:
+        paths = list(checkpoints(workdir).iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(int(path.name) for path in paths if path.name.isdecimal() and _is_whole(path))
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    if storage.is_remote(checkpoint):
+        return (checkpoint / COMMIT_FILE).exists()
+    return checkpoint.is_dir()
 
 
 def read_config(workdir: str | Path) -> dict[str, Any]:
@@ -40,7 +51,7 @@ def read_config(workdir: str | Path) -> dict[str, Any]:
 
     Raises UserError if there is none, OfSomethingElse if it is not that of a run.
     """
-    path = Path(workdir) / CONFIG_FILE
+    path = storage.path(workdir) / CONFIG_FILE
     try:
         found = json.loads(path.read_text(encoding='utf-8'))
     except (FileNotFoundError, NotADirectoryError):
@@ -66,7 +77,7 @@ def lengthened_after(workdir: str | Path) -> int:
 
     Raises UserError where CHANGES_FILE cannot be read.
     """
-    path = Path(workdir) / CHANGES_FILE
+    path = storage.path(workdir) / CHANGES_FILE
     try:
         lines = [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
         return max(

@@ -18,7 +18,7 @@ from typing import Annotated
 
 import numpy as np
 
-from mim_jax import terminal
+from mim_jax import storage, terminal
 from mim_jax.ranges import Count, Examples, NotNegative, Number, Percent, Range
 
 METRICS_FILE = 'metrics.jsonl'
@@ -121,18 +121,22 @@ class Logger:
     ):
         self._is_main = is_main
         self._total_steps = total_steps
-        self._file = self._events = self._wandb = self._bar = None
+        self._file = self._events = self._wandb = self._bar = self._mirror = None
         if not is_main:
             return
-        workdir = Path(workdir)
-        workdir.mkdir(parents=True, exist_ok=True)
-        moved = supersede(workdir, step=resume_step)
-        self._file = open(workdir / METRICS_FILE, 'a', encoding='utf-8')  # noqa: SIM115
+        workdir = storage.path(workdir)
+        storage.make_folder(workdir)
+        self._mirror = storage.Mirror(workdir)
+        self._mirror.fetch(METRICS_FILE, SUPERSEDED_FILE)
+        local = self._mirror.local
+        moved = supersede(local, step=resume_step)
+        self._mirror.sync(now=True)
+        self._file = open(local / METRICS_FILE, 'a', encoding='utf-8')  # noqa: SIM115
         if config.tensorboard:
             from mim_jax.events import EventFile
 
             purge = None if resume_step is None else resume_step + 1
-            self._events = EventFile(workdir / 'tensorboard', purge_step=purge)
+            self._events = EventFile(local / 'tensorboard', purge_step=purge)
             self._events.add_custom_scalars(LAYOUT)
         if config.wandb is not None:
             from mim_jax.wandb_writer import WandbWriter
@@ -171,6 +175,7 @@ class Logger:
             self._events.flush()
         if self._wandb is not None:
             self._wandb.scalars(step, values)
+        self._mirror.sync()
         self._show(step, values)
 
     def pictures(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
@@ -181,6 +186,11 @@ class Logger:
             self._events.flush()
         if self._wandb is not None:
             self._wandb.pictures(step, pictures)
+
+    def sync(self) -> None:
+        """What was written so far is in the work directory, wherever that is."""
+        if self._mirror is not None:
+            self._mirror.sync(now=True)
 
     def progress(self, step: int) -> None:
         """Moves the progress bar on; cheap, for every step."""
@@ -198,10 +208,10 @@ class Logger:
                 print(text, flush=True)
 
     def close(self) -> None:
-        for sink in (self._file, self._events, self._wandb, self._bar):
+        for sink in (self._file, self._events, self._wandb, self._bar, self._mirror):
             if sink is not None:
                 sink.close()
-        self._file = self._events = self._wandb = self._bar = None
+        self._file = self._events = self._wandb = self._bar = self._mirror = None
         self._is_main = False
 
     def _show(self, step: int, values: Mapping[str, float]) -> None:
@@ -213,7 +223,7 @@ class Logger:
 
 def read_metrics(workdir: str | os.PathLike) -> list[dict]:
     """The objects of metrics.jsonl in order; a last line cut short by a kill is left out."""
-    path = Path(workdir) / METRICS_FILE
+    path = storage.path(workdir) / METRICS_FILE
     if not path.exists():
         return []
     records = map(_parse, path.read_text(encoding='utf-8', errors='replace').splitlines())
@@ -240,12 +250,7 @@ def supersede(workdir: str | os.PathLike, *, step: int | None) -> int:
         return 0
     with open(path.with_name(SUPERSEDED_FILE), 'a', encoding='utf-8') as file:
         file.writelines(moved)
-    temporary = path.with_name(METRICS_FILE + '.tmp')
-    with open(temporary, 'w', encoding='utf-8') as file:
-        file.writelines(kept)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    storage.write_whole(path, ''.join(kept))
     return len(moved)
 
 

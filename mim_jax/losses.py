@@ -119,6 +119,15 @@ def ranking_loss(scores, values, *, eps=1e-6):
     return total / jnp.maximum(above.sum(axis=(1, 2)), 1.0)
 
 
+def divergence(target, scores):
+    """KL divergence of softmax(scores [...,K]) from the distribution target [...,K], float32
+    [...].
+    """
+    target = target.astype(jnp.float32)
+    log_chances = jax.nn.log_softmax(scores.astype(jnp.float32), axis=-1)
+    return (jax.scipy.special.xlogy(target, target) - target * log_chances).sum(axis=-1)
+
+
 @dataclasses.dataclass(frozen=True)
 class TokenContrast:
     """How badly the tokens of an image are told from each other: cross-entropy of every token's own

@@ -1,10 +1,11 @@
 """Command line of a run.
 
     python -m mim_jax.main --config=configs/NAME.py[:ARGUMENT] [--workdir=DIR] [--print_config]
-        [--extend] [--config.any.field=value ...]
+        [--extend] [--stopped_status=N] [--config.any.field=value ...]
 
 Without `--workdir` the run lives in runs/NAME, or runs/NAME_ARGUMENT. Starting again in a work
-directory resumes it; `--extend` with a larger train.total_* lengthens it.
+directory resumes it; `--extend` with a larger train.total_* lengthens it. `--stopped_status` is for
+launchers: the exit status of a run that a signal stops before its end.
 """
 
 import argparse
@@ -20,34 +21,37 @@ from mim_jax.stopping import Stop
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command; returns the exit status: 0, or 2 for a mistake told in one sentence."""
+    """Runs the command; returns the exit status: 0, 2 for a mistake told in one sentence, or that
+    of --stopped_status.
+    """
     stop = Stop()
     try:
         # Signals are those of a program of its own, not of one that calls this.
         with stop.listening() if arguments is None else contextlib.nullcontext():
-            run(sys.argv[1:] if arguments is None else arguments, stop)
+            return run(sys.argv[1:] if arguments is None else arguments, stop)
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print('interrupted; the same command resumes from the last checkpoint', file=sys.stderr)
         return 130
-    return 0
 
 
-def run(arguments: list[str], stop: Stop) -> None:
-    """Parses, builds and trains. Raises UserError for what the user can mend."""
+def run(arguments: list[str], stop: Stop) -> int:
+    """Parses, builds and trains; returns the exit status. Raises UserError for what the user can
+    mend.
+    """
     options, assignments = parse(arguments)
     _prepare_simulated_devices()
     # Importing JAX and friends takes a second or two; a mistyped option should not wait for it.
-    from mim_jax import distributed, peers, work_directory
+    from mim_jax import distributed, peers, storage, work_directory
     from mim_jax.experiment import Experiment, from_config
 
     config = configs.override(configs.load(options.config), Experiment, assignments)
     experiment = from_config(config)
     if options.print_config:
         print(config)
-        return
+        return 0
     distributed.initialize()
     if distributed.is_joined():
         stop.joined()
@@ -56,7 +60,7 @@ def run(arguments: list[str], stop: Stop) -> None:
     from mim_jax.trainer import Trainer
 
     workdir = options.workdir or default_workdir(options.config)
-    with peers.together(stop):
+    with peers.together(stop), storage.told(workdir):
         trainer = Trainer(experiment, workdir, extend=options.extend)
         stop.kept = trainer.kept
         with work_directory.locked(workdir):
@@ -67,7 +71,7 @@ def run(arguments: list[str], stop: Stop) -> None:
                 text = summary(trainer, spec=options.config)
                 with contextlib.suppress(OSError):  # a run outlives its terminal
                     print(text, flush=True)
-            trainer.train(stop)
+            return options.stopped_status if trainer.train(stop) else 0
 
 
 def default_workdir(spec: str) -> Path:
@@ -89,6 +93,13 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str
     parser.add_argument('--workdir', metavar='DIR', help='default: runs/NAME[_ARGUMENT]')
     parser.add_argument('--print_config', action='store_true', help='print every field, do nothing')
     parser.add_argument('--extend', action='store_true', help='with more steps: lengthen the run')
+    parser.add_argument(
+        '--stopped_status',
+        type=int,
+        default=0,
+        metavar='N',
+        help='exit status of a run that a signal stops before its end (default: 0)',
+    )
     options, rest = parser.parse_known_args(arguments)
     if options.help is not None:
         _print_help(parser, options.help)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import jax
 
+from mim_jax import storage
+
 FOLDER = 'nonfinite'
 # Of a step's metrics those that say whether its update may reach the parameters.
 MUST_BE_FINITE = ('loss', 'grad_norm', 'param_norm')
@@ -33,7 +35,7 @@ def record(
     the training data, those of all processes in the batch's order, and the command that repeats
     the step.
     """
-    path = Path(workdir) / FOLDER / f'{step}.json'
+    path = storage.path(workdir) / FOLDER / f'{step}.json'
     look = f'{command(workdir, step)} repeats it and looks for those to blame.'
     content = {
         'step': step,
@@ -43,7 +45,7 @@ def record(
     }
     if jax.process_index() == 0:
         try:
-            path.parent.mkdir(exist_ok=True)
+            storage.make_folder(path.parent)
             path.write_text(json.dumps(content) + '\n', encoding='utf-8')
         except OSError as error:  # what matters, the state, is yet to be saved
             return f'{path} could not be written ({error.strerror}); {look}'

@@ -14,6 +14,7 @@ from mim_jax.errors import UserError
 ALIASES = {
     'accum_iter': 'accumulation',
     'accum_steps': 'accumulation',
+    'attn_drop_rate': 'attention_dropout',
     'b1': 'beta1',
     'b2': 'beta2',
     'blr': 'learning_rate',

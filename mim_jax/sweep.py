@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 
 from mim_jax import config as configs
-from mim_jax import planned
+from mim_jax import planned, storage
 from mim_jax.errors import UserError
 from mim_jax.logs import METRICS_FILE
 
@@ -83,6 +83,7 @@ def plan(
     base, rows = read_table(options.table)
     base = options.base or base
     options.out = options.out or str(Path('runs') / Path(options.table).stem)
+    storage.check_local(options.out)
     folders = {row: re.sub(r'[^a-z0-9.]+', '_', row.lower()).strip('_') for row in rows}
     if len(set(folders.values())) < len(rows):
         raise UserError(f'--table={options.table}: two rows have names too much alike.')

@@ -20,6 +20,7 @@ from mim_jax import (
     placement,
     provenance,
     sharding,
+    storage,
     wandb_writer,
     work_directory,
 )
@@ -48,7 +49,7 @@ class Trainer:
 
     def __init__(self, run: Experiment, workdir: str | Path, *, extend: bool = False):
         self.run = run
-        self.workdir = Path(workdir)
+        self.workdir = storage.path(workdir)
         work_directory.check(workdir, run, extend=extend)
         wandb_writer.check(run.log.wandb)
         self.found = checkpoints.find_together(workdir)
@@ -111,10 +112,12 @@ class Trainer:
         missed = bool(self.evaluation.evaluators) and not self._evaluated(step)
         return distributed.as_main_says(missed)
 
-    def train(self, stop: Stop | None = None) -> None:
+    def train(self, stop: Stop | None = None) -> str | None:
         """Trains to the end, or to SIGTERM or Ctrl-C, from wherever the work directory has come to.
 
         stop: what listens to these, see `mim_jax.stopping`.
+
+        Returns the name of the signal that stopped it before its end, or None.
 
         Raises UserError when the loss is no longer finite, nothing can be saved, or another process
         saved since this trainer was built.
@@ -153,16 +156,16 @@ class Trainer:
                 f'as checkpoints/{step}.damaged, and an older one is used.'
             )
         try:
-            self._run(first, stop)
+            return self._run(first, stop)
         finally:
             self.checkpoints.close()
             self.logger.close()
 
-    def _run(self, first: int, stop: Stop) -> None:
-        """All that is left to do after `first` steps."""
+    def _run(self, first: int, stop: Stop) -> str | None:
+        """All that is left to do after `first` steps; the signal that cut it short, or None."""
         if self.finished:
             self.logger.message(f'{self.workdir}: all {self.total} steps are done already.')
-            return
+            return None
         whole = placement.said_of_whole(self.program.abstract_state, self.run.mesh)
         for line in filter(None, (whole, self.evaluation.missing)):
             self.logger.message(line)
@@ -183,7 +186,7 @@ class Trainer:
         if first >= self.total:  # the run ended in its last evaluation
             self._look()
             self.logger.message(self._last_words())
-            return
+            return None
         step_fn = self._compile()
         if first == 0:
             # What is wrong with an evaluation is better said now than after days.
@@ -203,6 +206,7 @@ class Trainer:
             self.logger.message(f'{stopped}: {words}')
         else:
             self.logger.message(self._last_words())
+        return stopped
 
     def _steps(self, step_fn: Callable, stop: Stop) -> str | None:
         """All steps that remain, or those until a signal, whose name is returned."""
@@ -258,6 +262,7 @@ class Trainer:
             self._report('pictures', self._draw)
 
     def _last_words(self) -> str:
+        self.logger.sync()
         return last_words(read_metrics(self.workdir), total=self.total, workdir=self.workdir)
 
     def _report(self, what: str, function: Callable[[], None]) -> None:
@@ -279,6 +284,7 @@ class Trainer:
     def _save(self) -> None:
         """Saves the state, which is that after the last step whose metrics were looked at."""
         step, data_state = self._seen
+        self.logger.sync()  # a run that goes on from here has every line before
         progress = {'data': data_state, 'refused': self.refused, 'interval': self.interval.state}
         self.checkpoints.save(step, self.state, progress)
         self._saved_at = time.monotonic()

@@ -4,6 +4,7 @@ for.
 
 import json
 import secrets
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from mim_jax import layout
+from mim_jax import layout, storage
 from mim_jax.errors import UserError
 
 ID_FILE = 'wandb_id'
@@ -44,14 +45,15 @@ class WandbWriter:
     def __init__(self, workdir: str | Path, project: str):
         import wandb
 
-        workdir = Path(workdir).absolute()
+        workdir = storage.path(workdir).absolute()
         try:
             self._run = wandb.init(
                 project=project,
                 id=_run_id(workdir),
                 resume='allow',
                 name=workdir.name,
-                dir=str(workdir),
+                # What W&B keeps on this machine.
+                dir=tempfile.mkdtemp() if storage.is_remote(workdir) else str(workdir),
                 config=json.loads((workdir / layout.CONFIG_FILE).read_text(encoding='utf-8')),
             )
         except Exception as error:  # as many kinds as there are reasons

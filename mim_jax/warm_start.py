@@ -1,12 +1,11 @@
 """A run that starts from weights: the config section `init`, and what it takes from where."""
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mim_jax import checkpoints, work_directory
+from mim_jax import checkpoints, storage, work_directory
 from mim_jax.errors import UserError
 from mim_jax.inputs import Inputs
 from mim_jax.models.vit import ViT
@@ -94,7 +93,7 @@ def load(config: InitConfig, *, model: ViT, params: dict[str, Any], inputs: Inpu
 
 def _read(config, *, what):
     """(ViT fields of the encoder, parameters by part, what is said of where they come from)."""
-    path = Path(config.weights)
+    path = storage.path(config.weights)
     if not path.exists():
         raise UserError(f'{what} does not exist; it names {encoders.KINDS}.')
     encoders.check_directory(path, what=what)

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import re
+import secrets
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -13,9 +14,10 @@ from pathlib import Path
 from typing import IO, Any
 
 import jax
+import numpy as np
 from absl import logging
 
-from mim_jax import checkpoints, config, distributed
+from mim_jax import checkpoints, config, distributed, remote_lock, storage
 from mim_jax.errors import UserError
 from mim_jax.folders import check_folder
 from mim_jax.layout import CHANGES_FILE, CONFIG_FILE, LENGTH, LOCK_FILE, read_config
@@ -49,19 +51,16 @@ def claim(workdir: str | Path, run: Any, *, after_step: int = 0, extend: bool = 
     Raises UserError as `check` does, and where `workdir` cannot be a directory to write in; nothing
     is written then.
     """
-    workdir = Path(workdir)
-    check_folder(workdir)
+    if not storage.is_remote(workdir):
+        check_folder(workdir)
     changed = check(workdir, run, extend=extend)
+    workdir = storage.path(workdir)
     if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
+        storage.make_folder(workdir)
         if changed:
             line = json.dumps({'after_step': after_step, 'changed': changed})
-            with open(workdir / CHANGES_FILE, 'a', encoding='utf-8') as file:
-                file.write(line + '\n')
-        path = workdir / CONFIG_FILE
-        temporary = path.with_suffix('.tmp')
-        temporary.write_text(json.dumps(as_dict(run), indent=2) + '\n', encoding='utf-8')
-        os.replace(temporary, path)
+            storage.append(workdir / CHANGES_FILE, line + '\n')
+        storage.write_whole(workdir / CONFIG_FILE, json.dumps(as_dict(run), indent=2) + '\n')
 
 
 @contextlib.contextmanager
@@ -69,17 +68,45 @@ def locked(workdir: str | Path) -> Iterator[None]:
     """Keeps other runs out of a work directory; process 0 does it for all of a run.
 
     The lock is the operating system's, on a file in there, and ends with the process however that
-    ends. A file system that has no locks is warned of.
+    ends. A file system that has no locks is warned of. In an object store it is `remote_lock`'s.
 
-    Raises UserError, on every process, where another run holds it, or `workdir` cannot be a
-    directory to write in.
+    Raises UserError, on every process, where another run holds it, `workdir` cannot be a directory
+    to write in, or not all processes see the same one.
     """
+    workdir = storage.path(workdir)
     with _told(workdir), contextlib.ExitStack() as held:
         with distributed.decided_by_main(f'--workdir={workdir}: it cannot be used') as decide:
             if decide:
                 with _told(workdir):  # what process 0 is told, the others are
-                    held.enter_context(_locked(Path(workdir)))
+                    held.enter_context(_locked(workdir))
+        _check_shared(workdir)
         yield
+
+
+def _check_shared(workdir: Path) -> None:
+    """Raises UserError, on every process, where there is one that does not see the work directory
+    of process 0.
+    """
+    if jax.process_count() == 1:
+        return
+    from jax.experimental import multihost_utils
+
+    # A new name: no file system remembers that there was none.
+    number = distributed.as_main_says(secrets.randbelow(2**31))
+    sign = workdir / f'seen_by_all.{number}'
+    if distributed.is_main():
+        sign.write_text('', encoding='utf-8')
+    multihost_utils.sync_global_devices('the sign is written')
+    seen = multihost_utils.process_allgather(np.int32(sign.exists()))
+    if distributed.is_main():
+        sign.unlink()
+    blind = ', '.join(str(process) for process in np.flatnonzero(seen == 0))
+    if blind:
+        raise UserError(
+            f'--workdir={workdir}: process {blind} does not see that of process 0. All of them '
+            'write checkpoints into it together: name one that all hosts share (on a shared file '
+            'system, or gs://BUCKET/…).'
+        )
 
 
 @contextlib.contextmanager
@@ -88,7 +115,7 @@ def _told(workdir: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        checkpoints.check_there(Path(workdir))
+        checkpoints.check_there(storage.path(workdir))
         if error.errno not in UNWRITABLE:
             raise
         raise UserError(
@@ -99,7 +126,12 @@ def _told(workdir: str | Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _locked(workdir: Path) -> Iterator[None]:
-    check_folder(workdir)
+    if storage.is_remote(workdir):
+        with remote_lock.locked(workdir / LOCK_FILE):
+            yield
+        return
+    for folder in (workdir, checkpoints.directory(workdir)):
+        check_folder(folder)
     workdir.mkdir(parents=True, exist_ok=True)
     with open(workdir / LOCK_FILE, 'a+', encoding='utf-8') as file:
         try:
@@ -144,7 +176,11 @@ def check(workdir: str | Path, run: Any, *, extend: bool = False) -> list[str]:
     Raises UserError, naming the fields, where the work directory holds a run of another config, or
     checkpoints without one.
     """
-    if not (Path(workdir) / CONFIG_FILE).exists():
+    if storage.is_remote(workdir) and not str(workdir).startswith('gs://'):
+        raise UserError(
+            f'--workdir={workdir}: a work directory lies on a file system, or in gs://BUCKET/….'
+        )
+    if not (storage.path(workdir) / CONFIG_FILE).exists():
         if checkpoints.saved_steps(workdir):
             raise UserError(
                 f'--workdir={workdir} has checkpoints but no {CONFIG_FILE}, so that nothing says '

@@ -97,6 +97,18 @@ def tiny_config(teacher_file):
     return make
 
 
+@pytest.fixture
+def store():
+    """A folder in an object store that is the memory of this process."""
+    pytest.importorskip('upath')
+    from mim_jax import storage
+
+    folder = storage.path('memory://bucket/run')
+    yield folder
+    folder.fs.store.clear()
+    folder.fs.pseudo_dirs[:] = ['']
+
+
 @pytest.fixture(scope='module', autouse=True)
 def _compiled_programs_end_with_their_module():
     """Every compiled program holds some of the memory mappings that a process may have (65,530 by

@@ -116,6 +116,17 @@ def test_noise_has_the_deviation_asked_for_and_is_not_cut_off():
     assert abs(grey.std() * 255 - 75) < 4 and (IMAGES + grey).min() < 0
 
 
+def test_deviations_of_noise_can_follow_a_gamma_distribution():
+    many, blank = keys.per_example(jax.random.key(2), 400), np.zeros((400, 16, 16, 3), np.float32)
+    noise = np.asarray(Noise(gamma=(25.0, 3.0))(many, blank).images)
+    # Beside 768 draws for each, deviations have mean 75 and themselves deviation 15.
+    deviations = noise.std(axis=(1, 2, 3)) * 255
+    assert abs(deviations.mean() - 75) < 4 * 15 / 20
+    assert abs(deviations.std() - 15) < 3
+    third = ((deviations - 75) ** 3).mean() / 15**3
+    assert 0.05 < third < 0.9  # 2 / sqrt(25) = 0.4: not symmetric
+
+
 @pytest.mark.parametrize('name', CORRUPTIONS)
 def test_an_image_is_corrupted_by_its_own_key_alone(name):
     options = {'frequencies': {'radius': 3.0}, 'blur': {'sizes': (3, 5)}}.get(name, {})
@@ -146,6 +157,7 @@ def test_images_that_are_too_small(corruption, message):
         (lambda: Blur(sizes=(4,)), 'they must be odd'),
         (lambda: Blur(sigma=(2.0, 1.0)), 'sigma'),
         (lambda: Noise(sigma=(1.0,)), 'sigma'),
+        (lambda: Noise(gamma=(25.0,)), 'shape, scale'),
     ],
 )
 def test_impossible_values_are_refused(make, message):

@@ -52,22 +52,37 @@ def test_non_finite_values_are_valid_json(tmp_path, value):
     assert json.loads(line, parse_constant=refuse) == {'step': 1, 'train/loss': None}
 
 
-def test_resume_reads_as_one_run(tmp_path):
-    logger = make_logger(tmp_path)
+@pytest.mark.parametrize('where', ['tmp_path', 'store'])
+def test_resume_reads_as_one_run(where, request):
+    workdir = request.getfixturevalue(where)
+    logger = make_logger(workdir)
     for step in (10, 20, 30):
         logger.scalars(step, {'train/loss': step / 100})
     logger.close()
-    logger = make_logger(tmp_path, resume_step=20)
+    logger = make_logger(workdir, resume_step=20)
     logger.scalars(30, {'train/loss': 0.7})
     logger.close()
-    assert [(r['step'], r['train/loss']) for r in logs.read_metrics(tmp_path)] == [
+    assert [(r['step'], r['train/loss']) for r in logs.read_metrics(workdir)] == [
         (10, 0.1),
         (20, 0.2),
         (30, 0.7),
     ]
-    superseded = (tmp_path / 'metrics.superseded.jsonl').read_text()
+    superseded = (workdir / 'metrics.superseded.jsonl').read_text()
     assert json.loads(superseded) == {'step': 30, 'train/loss': 0.3}
-    assert not list(tmp_path.glob('*.tmp'))
+    assert not list(workdir.glob('*.tmp'))
+
+
+def test_what_a_checkpoint_follows_is_in_the_object_store(store):
+    logger = make_logger(store, config=logs.LogConfig(progress=False))
+    for step in (1, 2):
+        logger.scalars(step, {'train/loss': step / 100})
+        logger.sync()
+        assert logs.read_metrics(store)[-1]['step'] == step
+    (events,) = (store / 'tensorboard').iterdir()
+    size = events.stat().st_size
+    logger.scalars(3, {'train/loss': 0.3})
+    logger.close()
+    assert len(logs.read_metrics(store)) == 3 and events.stat().st_size > size
 
 
 @pytest.mark.parametrize('tail', ['{"step": 20, "train/lo', '\xff', '{"step": 20}', '3\n', '\n'])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -36,7 +37,10 @@ SMALL = (
 
 
 def start(workdir, *arguments, processes):
-    """The processes of one run; they have DEVICES CPU devices together, whatever their number."""
+    """The processes of one run; they have DEVICES CPU devices together, whatever their number.
+
+    A `{}` in the name of the work directory is the process.
+    """
     with socket.socket() as listener:
         listener.bind(('', 0))
         port = listener.getsockname()[1]
@@ -45,7 +49,14 @@ def start(workdir, *arguments, processes):
     flag = f'--xla_force_host_platform_device_count={DEVICES // processes}'
     return [
         subprocess.Popen(
-            [sys.executable, '-m', 'mim_jax.main', *SMALL, f'--workdir={workdir}', *arguments],
+            [
+                sys.executable,
+                '-m',
+                'mim_jax.main',
+                *SMALL,
+                f'--workdir={str(workdir).format(process)}',
+                *arguments,
+            ],
             env={
                 **ours,
                 'JAX_PLATFORMS': 'cpu',
@@ -112,6 +123,21 @@ def test_two_processes_that_are_killed_train_on_to_the_losses_of_one(one_process
     assert list(found) == list(expected) == [0, 5]
     # An image whose two nearest classes are equally near may go either way.
     np.testing.assert_allclose([*found.values()], [*expected.values()], atol=1 / 32)
+
+
+@pytest.mark.slow
+def test_a_work_directory_that_one_process_alone_sees_is_refused(tmp_path):
+    outputs = []
+    for process in start(tmp_path / '{}', processes=2):
+        outputs.append(process.communicate(timeout=300)[0])
+        assert process.returncode == 2, outputs[-1]
+    for output in outputs:
+        assert re.search(
+            '^error: --workdir=.*: process 1 does not see that of process 0', output, re.M
+        )
+        assert 'Traceback' not in output
+    assert [path.name for path in (tmp_path / '0').iterdir()] == ['lock']
+    assert not (tmp_path / '1').exists()
 
 
 @pytest.mark.slow

@@ -117,14 +117,15 @@ def test_killed_before_the_first_checkpoint_and_with_other_workers(never_stopped
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ('number', 'name'), [(signal.SIGTERM, 'SIGTERM'), (signal.SIGINT, 'Ctrl-C')]
+    ('number', 'name', 'stopped'), [(signal.SIGTERM, 'SIGTERM', 75), (signal.SIGINT, 'Ctrl-C', 0)]
 )
-def test_a_signal_saves_and_exits_cleanly(never_stopped, tmp_path, cache, number, name):
+def test_a_signal_saves_and_exits_cleanly(never_stopped, tmp_path, cache, number, name, stopped):
     run = Run(tmp_path / 'run', cache)
-    status, output = run.stop_after(3, number, '--config.checkpoint.every_steps=1000')
-    assert status == 0, output
+    given = [f'--stopped_status={stopped}'] if stopped else []
+    status, output = run.stop_after(3, number, '--config.checkpoint.every_steps=1000', *given)
+    assert status == stopped, output
     assert re.search(rf'^{name}: step \d+ is saved; the same command', output, re.MULTILINE), output
-    output = run.finish()
+    output = run.finish(*given)
     assert 'resuming after step' in output
     assert run.losses() == never_stopped
 

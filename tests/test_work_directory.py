@@ -34,6 +34,11 @@ def test_a_file_is_no_place_for_a_run(workdir, tmp_path):
     assert (tmp_path / 'file').read_text() == 'kept'
 
 
+def test_no_other_store_than_googles_holds_a_run():
+    with pytest.raises(UserError, match='s3://mine/x: a work directory lies on a file system, or'):
+        work_directory.claim('s3://mine/x', Experiment())
+
+
 @pytest.mark.parametrize('content', [HUGGING_FACE, '[1, 2]', '"text"', '{"model": "vit"}'])
 def test_a_config_that_is_not_of_a_run(content, tmp_path):
     path = tmp_path / work_directory.CONFIG_FILE

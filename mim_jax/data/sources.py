@@ -1,11 +1,14 @@
 """The interface of every source of images, and the sources by name."""
 
+import dataclasses
 from typing import TYPE_CHECKING, Any, Protocol
 
+from mim_jax import storage
 from mim_jax.data.embedded import Embedded
 from mim_jax.data.fields import Field
 from mim_jax.data.folder import Folder
 from mim_jax.data.tfds import Tfds
+from mim_jax.errors import UserError
 
 if TYPE_CHECKING:
     from mim_jax.data.config import DataConfig
@@ -49,4 +52,12 @@ def make_source(config: 'DataConfig', *, split: str) -> Source:
     Raises:
       UserError: the data is not there; says what, where, and how to bring it.
     """
+    for field in dataclasses.fields(config.source):
+        value = getattr(config.source, field.name)
+        if storage.is_remote(value):
+            raise UserError(
+                f'config.data.source.{field.name} = {value}: data is read from file systems, which '
+                'is all that ArrayRecord opens: copy it to every host (`gcloud storage cp -r`), or '
+                'mount the bucket (gcsfuse).'
+            )
     return config.source.open(config, split=split)

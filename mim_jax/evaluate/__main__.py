@@ -11,7 +11,6 @@ Writes results.md, results.json and pictures. Nothing in a work directory but it
 
 import argparse
 import sys
-from pathlib import Path
 
 from mim_jax import config as configs
 from mim_jax.errors import UserError
@@ -36,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
 def run(arguments: list[str]) -> None:
     """Parses, evaluates and writes. Raises UserError for what the user can mend."""
     options, assignments = parse(arguments)
-    from mim_jax import distributed
+    from mim_jax import distributed, storage
 
     distributed.initialize()
     from mim_jax.evaluate import report, subjects
@@ -47,7 +46,7 @@ def run(arguments: list[str]) -> None:
         subject = subjects.of_weights(options.weights, options.config, assignments)
     if subject.missing:
         print(subject.missing)
-    out = Path(options.out or Path(options.workdir) / 'evaluation')
+    out = storage.path(options.out or storage.path(options.workdir) / 'evaluation')
     results = report.Results.read(out, of=subject.name)
     for step in subject.steps:
         values = subject.evaluate(step)

@@ -2,13 +2,13 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mim_jax import storage
 from mim_jax.errors import UserError
 
 RESULTS = 'results.json'
@@ -44,8 +44,9 @@ class Results:
                 f'{path} is no file of mim_jax.evaluate: remove it, or give another --out.'
             ) from error
         # A work directory may move, with the folder in it.
-        inside = Path(of).resolve() in folder.resolve().parents
-        if Path(before).resolve() != Path(of).resolve() and not inside:
+        own = storage.path(of).resolve()
+        inside = own in folder.resolve().parents
+        if not inside and storage.path(before).resolve() != own:
             raise UserError(f'{path} is of {before}, not of {of}: give another --out.')
         return cls(of, evaluators)
 
@@ -93,11 +94,9 @@ class Results:
         """
         text = json.dumps(dataclasses.asdict(self), indent=2) + '\n'
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            storage.make_folder(folder)
             for name, content in (RESULTS, text), ('results.md', self.markdown()):
-                temporary = folder / f'{name}.tmp'
-                temporary.write_text(content, encoding='utf-8')
-                os.replace(temporary, folder / name)
+                storage.write_whole(folder / name, content)
         except OSError as error:
             raise UserError(f'{folder} cannot be written: {error.strerror}.') from error
 
@@ -140,7 +139,7 @@ def _confusion(path: Path, confusion: np.ndarray, *, title: str) -> None:
     axes.set(xlabel='predicted class', ylabel='true class', title=title)
     if len(confusion) <= 20:
         axes.set(xticks=range(len(confusion)), yticks=range(len(confusion)))
-    figure.savefig(path)
+    _save(figure, path)
 
 
 def _curves(path: Path, curves: Mapping[str, Mapping[int, float]], *, title: str) -> None:
@@ -150,7 +149,12 @@ def _curves(path: Path, curves: Mapping[str, Mapping[int, float]], *, title: str
     axes.set(xlabel='step', ylabel='share', title=title)
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path)
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
+    with path.open('wb') as file:
+        figure.savefig(file)
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:

@@ -4,13 +4,12 @@ import dataclasses
 import functools
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from mim_jax import checkpoints, data, experiment, restoring, sharding
+from mim_jax import checkpoints, data, experiment, restoring, sharding, storage
 from mim_jax import config as configs
 from mim_jax.errors import UserError
 from mim_jax.evaluation import Evaluation
@@ -61,7 +60,8 @@ class Subject:
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Figures by 'EVALUATOR/metric'."""
-        values = self.evaluation.run(self._placed(step))
+        frozen = self.program.pretrained() if self.evaluation.judges else {}
+        values = self.evaluation.run({**frozen, **self._placed(step)})
         return {name.removeprefix('eval/'): float(value) for name, value in values.items()}
 
     def draw(self) -> dict[str, np.ndarray]:
@@ -78,7 +78,7 @@ class Subject:
             step=self.steps[-1],
             seed=run.seed,
             mesh=self.program.mesh,
-            run=Path(self.name).resolve().name,
+            run=storage.path(self.name).resolve().name,
         )
 
     def _placed(self, step: int) -> Variables:
@@ -117,7 +117,7 @@ def of_weights(path: str, config: str, assignments: Assignments) -> Subject:
 
     Raises UserError where there is no encoder, or the data is not there.
     """
-    found = encoders.complete(Path(path), what=f'--weights={path}')
+    found = encoders.complete(path, what=f'--weights={path}')
     run = experiment.from_config(configs.override(configs.load(config), Experiment, assignments))
     given = {name for name, _ in assignments}
     own = {'mean': found.mean, 'std': found.std, 'channels': found.channels}

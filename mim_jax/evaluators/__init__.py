@@ -6,6 +6,7 @@ is an evaluator that is given the objective instead, and asks it for what it pre
 """
 
 from mim_jax.evaluators.accuracy import Accuracy
+from mim_jax.evaluators.adversarial import Adversarial
 from mim_jax.evaluators.attentive import Attentive
 from mim_jax.evaluators.augmented import Augmented
 from mim_jax.evaluators.base import Evaluator, Judge, Test
@@ -35,6 +36,7 @@ __all__ = [
     'KNN',
     'POOLINGS',
     'Accuracy',
+    'Adversarial',
     'Attentive',
     'Augmented',
     'Evaluator',
@@ -67,6 +69,7 @@ EVALUATORS: dict[str, type[Evaluator] | type[Judge]] = {
     'health': Health,
     'augmented': Augmented,
     'accuracy': Accuracy,
+    'adversarial': Adversarial,
     'robustness': Robustness,
     'segmentation': Segmentation,
 }

@@ -5,6 +5,9 @@ of hidden patches is the same for every image and known before any draw (`count`
 """
 
 from mim_jax.masking.block import BlockMasking
+from mim_jax.masking.colored import ColoredMasking
+from mim_jax.masking.complementary import ComplementaryMasking
+from mim_jax.masking.covering import CoveringMasking
 from mim_jax.masking.curriculum import rising_count
 from mim_jax.masking.disjoint import DisjointMasking
 from mim_jax.masking.grid import GridMasking
@@ -14,6 +17,8 @@ from mim_jax.masking.selection import (
     drawn_by_weight,
     hardest_first,
     hidden_ids,
+    in_places,
+    mask_without,
     visible_ids,
 )
 from mim_jax.masking.shortlong import BlockUnion, ShortLongMasking
@@ -24,6 +29,9 @@ __all__ = [
     'BlockMasking',
     'BlockUnion',
     'Blocks',
+    'ColoredMasking',
+    'ComplementaryMasking',
+    'CoveringMasking',
     'DisjointMasking',
     'GridMasking',
     'MultiBlockMasking',
@@ -33,8 +41,15 @@ __all__ = [
     'drawn_by_weight',
     'hardest_first',
     'hidden_ids',
+    'in_places',
+    'mask_without',
     'rising_count',
     'visible_ids',
 ]
 
-MASKINGS = {'random': RandomMasking, 'grid': GridMasking, 'block': BlockMasking}
+MASKINGS = {
+    'random': RandomMasking,
+    'grid': GridMasking,
+    'block': BlockMasking,
+    'colored': ColoredMasking,
+}

@@ -35,7 +35,11 @@ class GridMasking:
         """mask [B, N] bool, True = hidden, from one PRNG key per image [B]."""
         (rows, columns), hidden = self._cells(grid)
         mask = hide_at_random(keys, num_patches=rows * columns, count=hidden)
-        mask = mask.reshape(-1, rows, columns)
+        return self._patches(mask, grid)
+
+    def _patches(self, mask, grid):
+        """A mask of cells [B, cells] as one of patches [B, N]."""
+        mask = mask.reshape(-1, grid[0] // self.cell[0], grid[1] // self.cell[1])
         mask = jnp.repeat(jnp.repeat(mask, self.cell[0], axis=1), self.cell[1], axis=2)
         return mask.reshape(mask.shape[0], -1)
 

@@ -64,3 +64,18 @@ def hidden_ids(mask, *, num_hidden):
     `num_hidden` (static) are True in every row.
     """
     return visible_ids(~mask, num_visible=num_hidden)
+
+
+def in_places(at_visible, at_hidden, *, visible_ids, hidden_ids):
+    """Tokens [B, N, D] in the order of their patches, from those of visible ones [B, K, D] and of
+    hidden ones [B, M, D], whose places are `visible_ids` [B, K] and `hidden_ids` [B, M].
+    """
+    order = jnp.argsort(jnp.concatenate([visible_ids, hidden_ids], axis=1), axis=1)
+    tokens = jnp.concatenate([at_visible, at_hidden], axis=1)
+    return jnp.take_along_axis(tokens, order[..., None], axis=1)
+
+
+def mask_without(places, *, num_patches):
+    """Mask [B, num_patches] bool, True = hidden, that leaves `places` [B, K] int32 visible."""
+    hidden = jnp.ones((len(places), num_patches), bool)
+    return jax.vmap(lambda row, ids: row.at[ids].set(False))(hidden, places)

@@ -77,9 +77,15 @@ def _inner_products_gradient(inputs, gradient):
 inner_products.defvjp(lambda q, k: (inner_products(q, k), (q, k)), _inner_products_gradient)
 
 
-def attend(q, k, v, *, bias=None):
-    """`attention_weights` times the values v [B,S,heads,head width]: [B,Q,heads,head width]."""
-    weights = attention_weights(q, k, bias=bias).astype(v.dtype)
+def attend(q, k, v, *, bias=None, factors=None):
+    """`attention_weights` times the values v [B,S,heads,head width]: [B,Q,heads,head width].
+
+    factors: [B,heads,Q,S], by which the weights are multiplied first.
+    """
+    weights = attention_weights(q, k, bias=bias)
+    if factors is not None:
+        weights *= factors
+    weights = weights.astype(v.dtype)
     v = v.transpose(0, 2, 1, 3)
     return jnp.einsum('bhqk,bhkd->bhqd', weights, v).transpose(0, 2, 1, 3)
 
@@ -98,9 +104,12 @@ class Attention(nn.Module):
     kernel: str = 'xla'
 
     @nn.compact
-    def __call__(self, x, bias=None):
+    def __call__(self, x, bias=None, factors=None):
         q, k, v = QKV(self.heads, self.qkv_bias, self.initialization, self.dtype, name='qkv')(x)
-        y = KERNELS[self.kernel](q, k, v, bias=bias)
+        if factors is None:
+            y = KERNELS[self.kernel](q, k, v, bias=bias)
+        else:
+            y = attend(q, k, v, bias=bias, factors=factors)
         y = Linear(
             (x.shape[-1],),
             in_axes=2,
@@ -115,6 +124,8 @@ class Attention(nn.Module):
 class CrossAttention(nn.Module):
     """Multi-head attention of queries [B,Q,D] to a memory [B,M,D']: [B,Q,D].
 
+    Keys come from the memory, and values too unless the call has other `values` [B,M,D''].
+
     Parameters: query [D,heads,head width], key and value [D',heads,head width], out
     [heads,head width,D], with the biases that `qkv_bias` says (see `QKV`). D' need not be D.
     """
@@ -127,7 +138,8 @@ class CrossAttention(nn.Module):
     kernel: str = 'xla'
 
     @nn.compact
-    def __call__(self, x, memory, bias=None):
+    def __call__(self, x, memory, bias=None, values=None):
+        values = memory if values is None else values
         width = x.shape[-1]
         linear = functools.partial(Linear, initialization=self.initialization, dtype=self.dtype)
         project = functools.partial(linear, (self.heads, width // self.heads))
@@ -135,7 +147,7 @@ class CrossAttention(nn.Module):
         y = KERNELS[self.kernel](
             project(bias=outer, name='query')(x),
             project(bias=self.qkv_bias == 'all', name='key')(memory),
-            project(bias=outer, name='value')(memory),
+            project(bias=outer, name='value')(values),
             bias=bias,
         )
         return linear((width,), in_axes=2, scale=self.out_scale, name='out')(y)

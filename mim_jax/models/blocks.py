@@ -77,6 +77,7 @@ class Block(PreNormBlock):
 
     Its context may hold
       bias: [1|B,heads,S,S], added to the logits;
+      attention_keys: typed keys [B] for `attention_dropout`; without them there is none;
       visible_ids: [B,K] int32, for `relative`, which constructs the block's own
         RelativePosition, whose bias is added too;
       condition: [B,condition_width], needed with `condition_width`: adaptive layer norm as in DiT
@@ -93,6 +94,7 @@ class Block(PreNormBlock):
 
     condition_width: int | None = None
     relative: Callable | None = None
+    attention_dropout: float = 0.0
     taps: tuple[str, ...] = ()
 
     @nn.compact
@@ -109,8 +111,14 @@ class Block(PreNormBlock):
             adapted = self.adaptation(context['condition'], width)
 
         y = self.adaptive_norm(x, 'norm1', adapted[0])
+        factors = None
+        if context.get('attention_keys') is not None and self.attention_dropout > 0:
+            shape = (self.heads, y.shape[1], y.shape[1])
+            factors = attention_factors(
+                context['attention_keys'], index, rate=self.attention_dropout, shape=shape
+            )
         attention = self.attention_module(Attention, index, 'attention')
-        y, (queries, keys) = attention(y, bias)
+        y, (queries, keys) = attention(y, bias, factors)
         x = self.residual(x, gated(y, adapted[0]), 1, keep)
         if hook is not None:
             x, state = hook.between(x, keys, state, index)
@@ -219,3 +227,16 @@ def drop_path_factors(keys, *, rate, depth, branches=2):
     draws = jax.vmap(lambda key: jax.random.uniform(key, (depth, branches)))(keys)
     kept = draws >= rates
     return jnp.moveaxis(kept / (1.0 - rates), 0, -1)
+
+
+def attention_factors(keys, index, *, rate, shape):
+    """Dropout of attention weights in block `index`: 0 or 1 / (1 - rate), float32 [B,*shape].
+
+    keys: typed keys [B]; an example's draw depends on its own key alone.
+    """
+
+    def of_one(key):
+        kept = jax.random.uniform(jax.random.fold_in(key, index), shape) >= rate
+        return kept / (1.0 - rate)
+
+    return jax.vmap(of_one)(keys)

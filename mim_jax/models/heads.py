@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mim_jax.errors import UserError
+from mim_jax.losses import unit
 from mim_jax.models.initializers import kernel_init
 from mim_jax.models.pooling import AttentivePool
 from mim_jax.models.tokenwise import ACTIVATIONS, Linear, layer_norm
@@ -165,6 +166,32 @@ class Projector(nn.Module):
             if not last:
                 x = HIDDEN_ACTIVATIONS[self.activation](x.astype(self.dtype))
         return x.astype(jnp.float32)
+
+
+class WeightGenerator(nn.Module):
+    """A classifier's weights, made from what its classes look like: words [K,D] to unit vectors
+    float32 [K,features].
+
+    The words through linear (no bias), batch norm over the words, ReLU and linear, plus the words
+    themselves (through a linear layer where the widths differ). Parameters: fc1, norm, fc2, skip.
+
+    Source: MOCA (Gidaris et al., TMLR 2024), the released code.
+    """
+
+    hidden: int
+    features: int
+    initialization: str = 'mae'
+    dtype: str = 'float32'
+
+    @nn.compact
+    def __call__(self, words):
+        common = {'initialization': self.initialization, 'dtype': self.dtype}
+        x = Linear((self.hidden,), bias=False, name='fc1', **common)(words)
+        x = jax.nn.relu(BatchNorm(name='norm')(x)).astype(self.dtype)
+        x = Linear((self.features,), name='fc2', **common)(x)
+        if words.shape[-1] != self.features:
+            words = Linear((self.features,), name='skip', **common)(words)
+        return unit(x.astype(jnp.float32) + words.astype(jnp.float32))
 
 
 class BatchNorm(nn.Module):

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mim_jax import keys
 from mim_jax.errors import UserError
 from mim_jax.models.attention import KERNELS, QKV_BIASES
 from mim_jax.models.attention_kernels import check_cudnn
@@ -107,6 +108,7 @@ class ViT:
     mask_token: bool = False
     layer_scale: NotNegative | None = None  # initial value; None: no layer scale
     drop_path: Fraction = 0.0  # rate of the last block; rises linearly from 0
+    attention_dropout: Fraction = 0.0  # of the attention's weights, in all blocks
     qkv_bias: str = 'all'
     patch_bias: bool = True
     pre_norm: bool = False  # a LayerNorm between embedding and blocks, as in CLIP
@@ -140,6 +142,11 @@ class ViT:
             raise ValueError(f'grid needs (rows, columns), got {tuple(self.grid)}')
         if self.attention_kernel == 'cudnn':
             check_cudnn(width=self.width // self.heads, dtype=self.dtype)
+            if self.attention_dropout:
+                raise ValueError(
+                    "attention_kernel 'cudnn' drops no weights: set attention_dropout to 0, or the "
+                    "kernel to 'xla'"
+                )
         if len(self.patch_size) != 2:
             raise ValueError(f'patch_size needs (height, width), got {tuple(self.patch_size)}')
 
@@ -180,7 +187,7 @@ class ViT:
 
         mask [B,N] bool: hidden patches' embeddings become the mask token, before any position.
         visible_ids [B,K] int32: only these patches are encoded, positions added before the choice.
-        drop_path_keys: typed keys [B] for drop path; None is deterministic.
+        drop_path_keys: typed keys [B] for drop path and attention dropout; None is deterministic.
         layers, attention, queries_keys: numbers of blocks (1 to depth) of which these are returned
           too, see `Encoded`.
         condition [B,condition_width]: what the blocks' adaptive layer norm follows.
@@ -270,17 +277,22 @@ class VisionTransformer(nn.Module):
         keep = None
         if drop_path_keys is not None and c.drop_path > 0:
             keep = drop_path_factors(drop_path_keys, rate=c.drop_path, depth=c.depth)
+        attention_keys = None
+        if drop_path_keys is not None and c.attention_dropout > 0:
+            attention_keys = keys.named(drop_path_keys, 'attention')
         asked = asked or {}
         carry, tapped = stacked_blocks(
             c.depth,
             **c.block_options,
             condition_width=c.condition_width,
+            attention_dropout=c.attention_dropout,
             relative=relative if c.relative_position in ('per_block', 'both') else None,
             taps=tuple(name for name, blocks in asked.items() if blocks),
         )(
             x if hook is None else (x, hook.start(x)),
             keep=keep,
             bias=bias,
+            attention_keys=attention_keys,
             visible_ids=visible_ids,
             condition=condition,
             hook=hook,

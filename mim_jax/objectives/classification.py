@@ -88,6 +88,7 @@ class Classification(Objective):
     ) -> tuple[jax.Array, dict[str, jax.Array], Any]:
         params = variables['params']
         images, targets = self.augmented(batch, key)
+        images = self.given(variables, images, batch['keys'])
         drop_path_keys = keys.named(batch['keys'], 'drop_path')
         encoded = self.encode(params, images, keys=drop_path_keys)
         logits, state = self._classified(variables, encoded, train=True)
@@ -117,8 +118,17 @@ class Classification(Objective):
             shared=keys.named(key, 'mix') if self.mix_per == 'batch' else None,
         )
 
-    def logits(self, variables: Variables, images: jax.Array) -> jax.Array:
-        """Scores of the classes for whole images [B,H,W,C] in [0, 1], float32 [B,classes]."""
+    def given(self, variables: Variables, images: jax.Array, own: jax.Array) -> jax.Array:
+        """What the encoder is given of augmented images [B,H,W,C]; own: typed keys [B]."""
+        return images
+
+    def logits(
+        self, variables: Variables, images: jax.Array, key: jax.Array | None = None
+    ) -> jax.Array:
+        """Scores of the classes for whole images [B,H,W,C] in [0, 1], float32 [B,classes].
+
+        key: for what a defence draws; None: the same draws every time.
+        """
         return self._classified(variables, self.features(variables, images), train=False)[0]
 
     def _classified(

@@ -112,12 +112,12 @@ class ConMIM(Morphed):
         self, variables: Variables, batch: Batch, key: jax.Array, step: jax.Array
     ) -> dict[str, jax.Array]:
         """Also the share of hidden patches whose own target is the nearest."""
-        mask, logits = self.logits(variables, batch, step)
+        mask, logits = self.matching(variables, batch, step)
         nearest = logits.argmax(axis=-1) == jnp.arange(logits.shape[-1])
         found = {'matched_share': masked_mean(nearest, mask)}
         return {**super().health(variables, batch, key, step), **found}
 
-    def logits(
+    def matching(
         self, variables: Variables, batch: Batch, step: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """The mask [B,N], and how near every patch's prediction is to all targets, [B,N,N]."""
@@ -128,7 +128,7 @@ class ConMIM(Morphed):
     def pictures(
         self, variables: Variables, batch: Batch, key: jax.Array, step: jax.Array
     ) -> Sheets:
-        mask, logits = self.logits(variables, batch, step)
+        mask, logits = self.matching(variables, batch, step)
         second, size = batch['second'], self.encoder.patch_size
         patches = patchify(second, patch_size=size)
         nearest = jnp.take_along_axis(patches, logits.argmax(axis=-1)[..., None], axis=1)

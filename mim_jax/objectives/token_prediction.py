@@ -96,6 +96,20 @@ class TokenPrediction(MorphedTargets):
             sheets['groups'] = [hidden, *groups]
         return sheets or {'mask': [hidden]}
 
+    def token_sheet(self, variables: Variables, batch: Batch, step: jax.Array) -> list[Any]:
+        """What is hidden, target and prediction as tokens, and their distances: for methods whose
+        target is no picture.
+        """
+        mask = self.mask(variables, batch, step)
+        target = self.targets(variables, batch['images'])
+        prediction = self.predict(variables, batch, mask)
+        return [
+            panels.Mask(mask),
+            panels.Tokens(target, title='target (PCA)'),
+            panels.Tokens(prediction, title='prediction (its own PCA)'),
+            panels.HeatMap(self.distance(prediction, target), title='distance'),
+        ]
+
 
 class MaskTokenPrediction(TokenPrediction):
     """All tokens in the encoder, hidden ones as mask tokens, and one linear layer on top."""

@@ -2,12 +2,11 @@
 
 import dataclasses
 import fcntl
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mim_jax import integrity, layout, provenance
+from mim_jax import integrity, layout, provenance, remote_lock, storage
 from mim_jax.errors import UserError
 from mim_jax.logs import METRICS_FILE, read_metrics
 
@@ -53,7 +52,7 @@ def find(folders: Sequence[str | Path]) -> list[Run]:
     Raises UserError where there is no such folder, or no run in it.
     """
     runs = []
-    for folder in map(Path, folders):
+    for folder in map(storage.path, folders):
         if not folder.is_dir():
             raise UserError(f'{folder}: there is no such folder; name one that has runs in it.')
         paths = sorted(_work_directories(folder))
@@ -107,6 +106,8 @@ def read(workdir: Path, *, name: str) -> Run:
 
 def is_running(workdir: Path) -> bool:
     """Whether a process holds the lock of a work directory."""
+    if storage.is_remote(workdir):
+        return remote_lock.is_held(workdir / layout.LOCK_FILE)
     try:
         with open(workdir / layout.LOCK_FILE, encoding='utf-8') as file:
             if not file.read():  # a run that ends empties it
@@ -121,10 +122,10 @@ def is_running(workdir: Path) -> bool:
 
 def _work_directories(folder: Path) -> Iterator[Path]:
     """Folders with a config, figures or checkpoints of a run, not those inside of such ones."""
-    for path, folders, files in os.walk(folder):
-        if METRICS_FILE in files or 'checkpoints' in folders or _is_config(Path(path), files):
+    for path, folders, files in storage.walk(folder):
+        if METRICS_FILE in files or 'checkpoints' in folders or _is_config(path, files):
             folders.clear()
-            yield Path(path)
+            yield path
         folders[:] = [name for name in folders if not name.startswith('.')]
 
 
@@ -145,7 +146,7 @@ def _metrics(workdir: Path) -> tuple[list[dict], int]:
     """The objects of metrics.jsonl, and how many lines are none."""
     try:
         found = [line for line in read_metrics(workdir) if isinstance(line['step'], int)]
-        with open(workdir / METRICS_FILE, 'rb') as file:
+        with (workdir / METRICS_FILE).open('rb') as file:
             return found, sum(1 for _ in file) - len(found)
     except OSError:
         return [], 0

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mim_jax import integrity, layout, provenance
+from mim_jax import integrity, layout, provenance, storage
 from mim_jax.errors import UserError
 from mim_jax.runs import found
 from mim_jax.runs.compared import differences
@@ -125,7 +125,7 @@ def described(workdir: str | Path, *, step: int | None = None) -> str:
     if saved_at is not None:
         when = datetime.datetime.fromtimestamp(saved_at, datetime.UTC)
         rows.append(('saved', f'{when:%Y-%m-%d %H:%M:%S} UTC'))
-    config = found.read(Path(workdir), name='').config
+    config = found.read(storage.path(workdir), name='').config
     if not config:
         now = 'config.json cannot be read'
     elif provenance.digest(config) == record.get('config'):

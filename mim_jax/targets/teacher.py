@@ -1,13 +1,13 @@
 """Features of a frozen network as targets."""
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mim_jax import storage
 from mim_jax.errors import UserError
 from mim_jax.models.initializers import kernel_init
 from mim_jax.models.patches import patch_grid
@@ -75,7 +75,7 @@ class Teacher(FrozenNetwork):
         )
         if self.weights is None:
             raise UserError(f'{field} is not set: {made}')
-        if not Path(self.weights).exists():
+        if not storage.path(self.weights).exists():
             raise UserError(f'{field}: {self.weights} does not exist: {made}')
         try:
             stated, params = encoders.load_encoder(self.weights)

@@ -12,6 +12,7 @@ from mim_jax.models.heads import MLPHead
 from mim_jax.models.quantizer import nearest_code
 from mim_jax.models.vit import ViT
 from mim_jax.ranges import AnyNumber, Count, Positive, Width
+from mim_jax.targets.dalle import DalleTokenizer
 from mim_jax.targets.features import network_tokens
 from mim_jax.targets.frozen import FrozenNetwork
 from mim_jax.weights import fitting
@@ -84,6 +85,10 @@ class Tokenizer(FrozenNetwork):
     def codes(self, encodings, *, variables):
         """Numbers int32 [...] of the codes nearest to encodings [...,code_width]."""
         return nearest_code(encodings, variables['teacher']['codes'])
+
+
+# Targets that say which code a patch has: they have `num_codes` and `codes` too.
+TOKENIZERS = {'vqkd': Tokenizer, 'dalle': DalleTokenizer}
 
 
 def encode(params, tokens, *, model):

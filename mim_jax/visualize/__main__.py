@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mim_jax import data, teachers
+from mim_jax import data, storage, teachers
 from mim_jax.data import folder
 from mim_jax.errors import UserError
 from mim_jax.visualize import draw, write
@@ -165,11 +165,11 @@ def draw_run(arguments: argparse.Namespace) -> list[Path]:
         step=step,
         seed=program.run.seed,
         mesh=program.mesh,
-        run=Path(arguments.workdir).resolve().name,
+        run=storage.path(arguments.workdir).resolve().name,
     )
-    out = Path(arguments.workdir) / 'pictures'
+    out = storage.path(arguments.workdir) / 'pictures'
     if arguments.images:
-        out /= 'images'  # beside the run's own pictures of the same step
+        out = out / 'images'  # beside the run's own pictures of the same step
     return write(arguments.out or out, sheets, step=step)
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mim_jax import keys, panels, sharding
+from mim_jax import keys, panels, sharding, storage
 from mim_jax.data import Crop, View, Views
 from mim_jax.data.augment import augment_views
 from mim_jax.errors import UserError
@@ -54,7 +54,7 @@ def write(folder: str | os.PathLike, sheets: dict[str, np.ndarray], *, step: int
 
     Raises UserError where that is not possible.
     """
-    paths = [Path(folder) / f'{name}_{step:06d}.png' for name in sheets]
+    paths = [storage.path(folder) / f'{name}_{step:06d}.png' for name in sheets]
     for path, sheet in zip(paths, sheets.values(), strict=True):
         write_png(path, sheet)
     return paths
@@ -67,11 +67,11 @@ def write_png(path: str | os.PathLike, sheet: np.ndarray) -> None:
     """
     import cv2
 
-    path = Path(path)
+    path = storage.path(path)
     # OpenCV's own choice is fast and makes files of photos and flat panels several times larger.
     data = cv2.imencode('.png', sheet[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 6])[1]
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        storage.make_folder(path.parent)
         path.write_bytes(data.tobytes())
     except OSError as error:
         raise UserError(f'{path} cannot be written: {error.strerror}.') from error

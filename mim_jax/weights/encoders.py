@@ -1,13 +1,12 @@
 """An encoder by its path: a file of ours, a folder that `import` made, or a work directory."""
 
 import dataclasses
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mim_jax import work_directory
+from mim_jax import storage, work_directory
 from mim_jax.errors import UserError
 from mim_jax.models.vit import ViT
 from mim_jax.weights import fitting, native
@@ -17,8 +16,9 @@ KINDS = 'a weight file of `python -m mim_jax.weights`, its import folder, or a w
 
 def encoder_file(path):
     """The encoder's file in a folder that `import` made; any other path as it is."""
-    file = Path(path) / 'encoder.safetensors'
-    return file if file.is_file() else Path(path)
+    path = storage.path(path)
+    file = path / 'encoder.safetensors'
+    return file if file.is_file() else path
 
 
 def load_encoder(path, *, step=None, average=None):
@@ -94,7 +94,7 @@ def complete(
 
     Raises UserError where there is no encoder, it states too little, or it does not fit.
     """
-    path = Path(path)
+    path = storage.path(path)
     if not path.exists():
         raise UserError(f'{what}: there is no such file or directory; it names {KINDS}')
     check_directory(path, what=what)
@@ -132,7 +132,8 @@ def complete(
 
 def check_directory(path, *, what):
     """Raises UserError, naming `what` it is, for a directory neither of an import nor of a run."""
-    if not encoder_file(path).is_dir() or (Path(path) / work_directory.CONFIG_FILE).exists():
+    folder = encoder_file(path)
+    if not folder.is_dir() or (folder / work_directory.CONFIG_FILE).exists():
         return
     raise UserError(
         f'{what} holds no encoder: there is neither encoder.safetensors, as in a directory of '

@@ -2,12 +2,11 @@
 
 import dataclasses
 import json
-from pathlib import Path
 
 import numpy as np
 import safetensors.numpy
 
-from mim_jax import work_directory
+from mim_jax import storage, work_directory
 from mim_jax.errors import UserError
 from mim_jax.folders import new_folder
 from mim_jax.models.positions import sincos_table
@@ -46,7 +45,7 @@ def of_run(workdir, *, step=None) -> Encoder:
     """The encoder of a run's checkpoint, that of `step` or the newest. Raises UserError where there
     is none.
     """
-    if not Path(workdir).is_dir():
+    if not storage.path(workdir).is_dir():
         raise UserError(f'--workdir={workdir}: there is no such directory')
     model, params = work_directory.load_encoder(workdir, step=step)
     known = native.input_of(work_directory.section(workdir, 'data'), what=workdir)

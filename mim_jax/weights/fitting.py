@@ -9,8 +9,8 @@ from mim_jax.weights import native
 def compare_models(stated, model, *, what):
     """Refuses weights, called `what`, whose own model fields say another function than `model`."""
     ours = dataclasses.asdict(model)
-    free = ('drop_path', 'mask_token', 'initialization', 'token_initialization')
-    free += ('grid', 'scan', 'remat', 'dtype', 'attention_kernel')
+    free = ('drop_path', 'attention_dropout', 'initialization', 'token_initialization')
+    free += ('mask_token', 'grid', 'scan', 'remat', 'dtype', 'attention_kernel')
     differ = [
         f'{name} is {_plain(stated[name])!r} there, {_plain(ours[name])!r} in the config'
         for name in ours

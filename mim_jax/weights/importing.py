@@ -17,6 +17,7 @@ NAMINGS = (*clip.NAMINGS, *huggingface.NAMINGS, *timm.NAMINGS)
 NOT_A_TEACHERS = (
     'mask_token',
     'drop_path',
+    'attention_dropout',
     'initialization',
     'token_initialization',
     'grid',

@@ -7,7 +7,6 @@ import json
 import os
 import tempfile
 import types
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -15,7 +14,7 @@ import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
-from mim_jax import config, kinds
+from mim_jax import config, kinds, storage
 from mim_jax.errors import UserError
 from mim_jax.folders import check_folder
 from mim_jax.models.vit import ViT
@@ -65,7 +64,7 @@ def check_numbers(tensors, *, what):
 
 
 def _refuse_foreign(path):
-    if not Path(path).is_file():
+    if not storage.path(path).is_file():
         return
     try:
         ours = read_header(path)[1].get('format') == FORMAT
@@ -98,9 +97,12 @@ def write_whole(path, data):
 
     Raises UserError where `path` is a directory, or cannot be in one.
     """
-    path = Path(path)
+    path = storage.path(path)
     if path.is_dir():
         raise UserError(f'{path} is a directory: name a file')
+    if storage.is_remote(path):
+        path.write_bytes(data)
+        return
     check_folder(path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
@@ -143,19 +145,19 @@ def _read(path):
     with _opened(path) as file:
         metadata = file.metadata() or {}
     try:
-        return safetensors.numpy.load_file(path), metadata
+        return safetensors.numpy.load_file(storage.fetched(storage.path(path))), metadata
     except Exception as error:  # kinds of numbers that NumPy lacks
         raise UserError(f'weights file {path} cannot be read as arrays ({error})') from error
 
 
 def _opened(path):
-    path = Path(path)
+    path = storage.path(path)
     if not path.is_file():
         what = 'is a directory, not a file' if path.is_dir() else 'does not exist'
         raise UserError(f'weights file {path} {what}')
     try:
         # Opening checks the header, and that the file is as long as the header says.
-        return safetensors.safe_open(path, framework='numpy')
+        return safetensors.safe_open(storage.fetched(path), framework='numpy')
     except Exception as error:  # the library's own, and of names that are no UTF-8
         raise UserError(
             f'weights file {path} cannot be read as safetensors ({error}): '

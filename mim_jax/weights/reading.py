@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mim_jax import storage
 from mim_jax.errors import UserError
 from mim_jax.weights import archives, native, torchscript
 
@@ -47,6 +48,8 @@ def read(path) -> Foreign:
     Of a single file, the file alone is read: what lies beside it may belong to another. Raises
     UserError for what is missing, damaged, or holds more than tensors and plain values.
     """
+    if storage.is_remote(path):
+        raise UserError(f'{path}: files of other projects are read on this machine: copy it there')
     path = Path(path)
     if not path.is_dir():
         return Foreign(_tensors(path))

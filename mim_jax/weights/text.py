@@ -5,6 +5,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from mim_jax import storage
 from mim_jax.errors import UserError
 from mim_jax.models.text import TextTower
 from mim_jax.weights import fitting, native
@@ -39,7 +40,8 @@ def encode_prompts(path, prompts: list[str]) -> np.ndarray:
 
 def load_tower(path) -> tuple[TextTower, dict]:
     """(TextTower, params) of a folder that `import` made, or of its text.safetensors."""
-    file = Path(path) / 'text.safetensors' if Path(path).is_dir() else Path(path)
+    path = storage.path(path)
+    file = path / 'text.safetensors' if path.is_dir() else path
     if not file.exists():
         raise UserError(
             f'{file} does not exist: `python -m mim_jax.weights import` writes it where the source '

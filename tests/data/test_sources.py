@@ -4,7 +4,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from mim_jax import config as configs
-from mim_jax.data import SOURCES, DataConfig
+from mim_jax.data import SOURCES, DataConfig, make_source
 from mim_jax.data.folder import Folder
 from mim_jax.data.tfds import Tfds
 from mim_jax.errors import UserError
@@ -41,3 +41,9 @@ def test_a_config_file_names_one_with_option():
 def test_every_source_has_its_section_and_what_preflight_assumes(name):
     fields = SOURCES[name]().assumed_fields()
     assert fields[0].name == 'image' and fields[1].name == 'label'
+
+
+def test_data_in_a_bucket_is_to_be_copied():
+    config = changed('source.name=folder', 'source.path=gs://bucket/imagenet')
+    with pytest.raises(UserError, match=r'source.path = gs://bucket/imagenet: .*copy it to every'):
+        make_source(config, split='train')

@@ -8,7 +8,7 @@ import pytest
 
 from mim_jax import experiment, logs, work_directory
 from mim_jax.evaluate import __main__ as command
-from mim_jax.evaluate import report
+from mim_jax.evaluate import report, subjects
 from mim_jax.trainer import Trainer
 
 
@@ -147,3 +147,23 @@ def test_a_work_directory_without_a_checkpoint(workdir, tmp_path, capsys):
     (tmp_path / 'config.json').write_bytes((workdir / 'config.json').read_bytes())
     assert evaluate(f'--workdir={tmp_path}') == 2
     assert 'there is no checkpoint; train the run' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('judges', [True, False])
+def test_judges_are_given_the_frozen_networks(monkeypatch, judges):
+    """No checkpoint holds them; others look at the encoder alone, and need no file to be there."""
+
+    class Parts:
+        def __init__(self):
+            self.judges = judges
+
+        def run(self, variables):
+            return {f'eval/judge/{name}': 0.0 for name in variables}
+
+        def pretrained(self):
+            return {'teacher': 1}
+
+    monkeypatch.setattr(subjects.Subject, '_placed', lambda self, step: self.variables(step))
+    subject = subjects.Subject('run', Parts(), Parts(), (1,), lambda step: {'params': 2})
+    expected = {'judge/params', 'judge/teacher'} if judges else {'judge/params'}
+    assert set(subject.evaluate(1)) == expected

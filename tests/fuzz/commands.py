@@ -104,16 +104,21 @@ def _base(rng):
     name = str(rng.choice(sorted(OBJECTIVES)))
     config = experiment.default_config(name)
     pairs = [tuple(pair.split('=')) for pair in TINY]
-    if name in ('mae', 'croco', 'hpm', 'lut'):
-        small = {'width': 16, 'depth': 1, 'heads': 2}
-        pairs += [(f'objective.decoder.{key}', str(value)) for key, value in small.items()]
+    small = [('width', '16'), ('depth', '1'), ('heads', '2')]
+    if name in ('mae', 'croco', 'dmjd', 'hpm', 'lut', 'nim'):
+        pairs += [(f'objective.decoder.{key}', value) for key, value in small]
+    if name == 'moca':
+        pairs += [(f'objective.decoder.{key}', value) for key, value in small]
+        pairs += [('objective.dense_layer', '1'), ('objective.words.border', '1')]
+    if name == 'de3':
+        for part in ('model', 'decoder'):
+            pairs += [(f'objective.denoiser.{part}.{key}', value) for key, value in small]
+        pairs.append(('objective.denoiser.model.patch_size', '8,8'))
     if name == 'latentmim':
         pairs += [('objective.hidden', '16'), ('objective.masking.ratio', '0.6')]
-        small = {'width': 16, 'depth': 1, 'heads': 2}
-        pairs += [(f'objective.decoder.{key}', str(value)) for key, value in small.items()]
+        pairs += [(f'objective.decoder.{key}', value) for key, value in small]
     if name in ('ijepa', 'dmtjepa', 'salt'):
-        small = {'width': 16, 'depth': 1, 'heads': 2}
-        pairs += [(f'objective.predictor.{key}', str(value)) for key, value in small.items()]
+        pairs += [(f'objective.predictor.{key}', value) for key, value in small]
         counts = {'short': (4, 8), 'long': (2, 12)} if name == 'salt' else {}
         for union, (context, predicted) in counts.items():
             pairs.append((f'objective.masking.{union}.num_context', str(context)))

@@ -7,7 +7,10 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted(
-    path for folder in ('launch', '.ci') for path in (ROOT / folder).iterdir() if path.is_file()
+    path
+    for folder in ('launch', '.ci')
+    for path in (ROOT / folder).iterdir()
+    if path.read_text().startswith('#!')
 )
 
 

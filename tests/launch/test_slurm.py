@@ -76,12 +76,32 @@ def test_dry_run_prints_every_command_and_runs_none(job):
         ['cd', str(ROOT)],
         [
             *('srun', '--kill-on-bad-exit=1', '--cpus-per-task=8'),
-            *('python3', '-m', 'mim_jax.main'),
+            *('python3', '-m', 'mim_jax.main', '--config.data.workers=7'),
             *TRAINING,
         ],
         ['scancel', '--signal=TERM', '77'],
         ['scontrol', 'requeue', '77'],
     ]
+
+
+@pytest.mark.parametrize(
+    ('cpus', 'given', 'workers'),
+    [('1', (), ['1']), ('12', (), ['11']), ('12', ('3',), ['3']), ('', (), [])],
+)
+def test_data_workers_follow_the_cpus_of_a_task(job, cpus, given, workers):
+    given = [f'--config.data.workers={count}' for count in given]
+    process = job(*TRAINING, *given, DRY_RUN='1', SLURM_CPUS_PER_TASK=cpus)
+    output, _ = process.communicate(timeout=60)
+    (command,) = [shlex.split(line) for line in output.splitlines() if line.startswith('srun')]
+    found = [word for word in command if word.startswith('--config.data.workers=')]
+    assert found == [f'--config.data.workers={count}' for count in workers]
+
+
+def test_one_task_on_one_node_may_have_all_its_gpus(job):
+    given = {'SLURM_NNODES': '1', 'SLURM_NTASKS_PER_NODE': '1', 'SLURM_GPUS_ON_NODE': '8'}
+    process = job(*TRAINING, **given, SRUN_STATUS='0')
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
 
 
 @pytest.mark.parametrize('status', [0, 3])
@@ -125,6 +145,11 @@ def test_options_of_the_job_fit_one_task_per_gpu():
         (('--workdir=w',), {}, 'give --config=configs/NAME.py'),
         (TRAINING, {'SLURM_JOB_ID': ''}, 'start it with sbatch'),
         (TRAINING, {'SLURM_SUBMIT_DIR': '/'}, "/ is not the repository's root"),
+        (
+            TRAINING,
+            {'SLURM_NNODES': '2', 'SLURM_NTASKS_PER_NODE': '1', 'SLURM_GPUS_ON_NODE': '8'},
+            '1 tasks for the 8 GPUs of a node',
+        ),
         (TRAINING, {'PYTHON': '/no/such/python'}, 'there is no /no/such/python'),
     ],
 )

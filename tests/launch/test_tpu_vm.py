@@ -3,12 +3,16 @@
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / 'launch' / 'tpu_vm.sh'
+needs_commit = pytest.mark.skipif(
+    not (ROOT / '.git').exists(), reason='sends a commit, and this is no checkout'
+)
 SLICE = ('--name=my-slice', '--zone=us-west4-a', '--project=my-project')
 TRAINING = (
     '--config=configs/dtm_vitb.py',
@@ -25,11 +29,7 @@ set -eu
 printf '%s\\0' "$@" >"$CALLS/$(ls "$CALLS" | wc -l)"
 case "$*" in
   *describe*) echo "$STATE" ;;
-  *' scp '*)
-    for word in "$@"; do
-      case $word in /*) cp "$word" "$WORKER/mim_jax.tar.gz" ;; esac
-    done
-    ;;
+  *' scp '*) cp "$5" "$WORKER/${6#*:}" ;;
   *' ssh '*)
     for word in "$@"; do
       case $word in --command=*) HOME=$WORKER bash -c "cd && ${word#--command=}" ;; esac
@@ -40,7 +40,7 @@ esac
 
 # The worker's Python: keeps its arguments, and saves when it is asked to end.
 PYTHON = """#!/usr/bin/env bash
-trap 'echo saved; exit 0' TERM
+trap 'echo saved; exit 75' TERM
 printf '%s\\0' "$@" >arguments
 while true; do sleep 0.05; done
 """
@@ -93,6 +93,14 @@ def dry_run(cloud, *arguments):
     return result.stdout
 
 
+def wait_for(path):
+    """Until a process that goes on by itself has written there."""
+    deadline = time.monotonic() + 60
+    while not (path.exists() and path.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def in_order(text, *parts):
     """Whether the parts stand in the text one after another."""
     place = 0
@@ -104,27 +112,40 @@ def in_order(text, *parts):
     return True
 
 
+@needs_commit
 def test_dry_run_prints_every_step_in_order(cloud):
     text = dry_run(cloud, 'all', '--setup=mount /mnt/shared', '--', *TRAINING[:2])
-    assert in_order(
-        text,
-        'gcloud compute tpus queued-resources create my-slice --node-id=my-slice',
-        'gcloud compute tpus queued-resources describe my-slice',
+    install = (
         'git -C',
         'archive',
-        'gcloud compute tpus tpu-vm scp',
+        'scp',
         '--worker=all',
-        'gcloud compute tpus tpu-vm ssh my-slice --worker=all',
-        'pip install',
-        '.[tpu]',
-        'mount /mnt/shared',
-        'gcloud compute tpus tpu-vm ssh my-slice --worker=all',
-        'python -m mim_jax.main --config=configs/dtm_vitb.py --workdir=/mnt/shared/runs/dtm',
-        'gcloud compute tpus tpu-vm ssh my-slice --worker=0',
-        'tail',
+        'uv pip install',
+        '.[tpu,gcs]',
+        'mount /mnt',
+    )
+    start = 'python -m mim_jax.main --stopped_status=75 --config=configs/dtm_vitb.py --workdir=/mnt'
+    assert in_order(
+        text,
+        'queued-resources create my-slice --node-id=my-slice',
+        'queued-resources describe my-slice',
+        *install,
+        start,
+        '# every 30 s, until training has ended:',
+        'queued-resources describe my-slice',
+        'queued-resources ssh my-slice --node=0 --worker=0',
+        '# where worker 0 does not answer:',
+        "tpu-vm list '--filter=queuedResource~/my-slice$'",
+        '# where the slice was taken away:',
+        'queued-resources delete my-slice --force',
+        'queued-resources create my-slice --node-id=my-slice',
+        '# then, and where training ended before its last step:',
+        'kill -TERM',
+        *install,
+        start,
     )
     commands = [line for line in text.splitlines() if '--zone' in line]
-    assert len(commands) == text.count('gcloud compute tpus') == 7
+    assert len(commands) == text.count('gcloud compute tpus') == 16
     assert all(line.endswith('--zone=us-west4-a --project=my-project') for line in commands)
 
 
@@ -152,13 +173,13 @@ def test_dry_run_needs_no_gcloud(tmp_path):
     'arguments',
     [
         ('create', '--spot', '--type=v6e-16'),
-        ('create', '--direct'),
+        ('create', '--slices=4', '--gcloud=--network=my net', '--gcloud=--internal-ips'),
         ('start', '--', *TRAINING),
-        ('log', '--worker=3'),
+        ('start', '--env=A=$x "y"', '--env=HOME', '--ssh=--internal-ip', '--', *TRAINING[:2]),
+        ('log', '--slice=1', '--worker=3'),
         ('status',),
         ('stop',),
         ('delete',),
-        ('delete', '--direct'),
     ],
     ids=' '.join,
 )
@@ -189,25 +210,61 @@ def test_the_software_version_follows_the_type(cloud, kind, image):
     text = dry_run(cloud, 'create', f'--type={kind}')
     assert f'--accelerator-type={kind} --runtime-version={image} ' in text
     assert '--spot' not in text
-    text = dry_run(cloud, 'create', f'--type={kind}', '--version=other', '--spot', '--direct')
-    assert f'tpu-vm create my-slice --accelerator-type={kind} --version=other --spot ' in text
+    text = dry_run(cloud, 'create', f'--type={kind}', '--version=other', '--spot')
+    assert f'--accelerator-type={kind} --runtime-version=other --spot ' in text
 
 
-def test_a_lost_request_ends_the_wait(cloud):
-    result, calls = cloud('create', *SLICE, state='FAILED')
-    assert result.returncode == 2
-    assert 'the request for my-slice is FAILED' in result.stderr
-    assert len(calls) == 2
+def test_flags_of_gcloud_go_where_they_belong(cloud):
+    """Slices and flags of the request to `create`, those of connections to every ssh and scp."""
+    given = ('--slices=2', '--gcloud=--reserved', '--gcloud=--network=n', '--ssh=--internal-ip')
+    (create, *_) = dry_run(cloud, 'create', *given).splitlines()
+    assert '--node-count=2' in create and '--node-id' not in create
+    assert '--reserved --network=n' in create and '--internal-ip' not in create
+    for command in ('log', 'status', 'stop'):
+        text = dry_run(cloud, command, *given)
+        assert text.count(' ssh my-slice ') == text.count('--internal-ip') == 1
+        assert '--reserved' not in text
 
 
-@pytest.mark.skipif(not (ROOT / '.git').exists(), reason='sends a commit, and this is no checkout')
+@needs_commit
 def test_install_sends_the_commit_and_installs_it(cloud):
     result, _ = cloud('install', *SLICE, '--setup=echo "$HOME" >mounted')
     assert result.returncode == 0, result.stderr
     code = cloud.worker / 'mim_jax'
     assert (code / 'setup.py').exists()
-    assert 'uv pip install --python .venv/bin/python -e .[tpu]' in result.stdout
+    constrained = '--python .venv/bin/python -c launch/constraints.txt -e .[tpu,gcs]'
+    assert f'uv pip install {constrained}' in result.stdout
+    assert (code / 'launch' / 'constraints.txt').exists()
     assert (cloud.worker / 'mounted').read_text().strip() == str(cloud.worker)
+
+
+@needs_commit
+def test_another_commit_and_other_extras(cloud):
+    head = subprocess.run(
+        ['git', '-C', ROOT, 'rev-parse', 'HEAD'], capture_output=True, text=True, check=True
+    )
+    text = dry_run(cloud, 'install', '--commit=HEAD', '--extras=tpu,wandb')
+    assert head.stdout.strip() in text  # not a name that means another commit by tomorrow
+    assert '".[tpu,wandb]"' in text
+
+
+@needs_commit
+@pytest.mark.skipif(shutil.which('pgrep') is None, reason='the workers use pgrep (procps)')
+def test_secrets_reach_training_and_are_neither_printed_nor_open_to_others(cloud, tmp_path):
+    secret = tmp_path / 'secrets'
+    secret.write_text('WANDB_API_KEY="abc def"\n')
+    sent = ('install', *SLICE, f'--env-file={secret}')
+    printed, _ = cloud(*sent, '--dry-run')
+    result, _ = cloud(*sent)
+    assert result.returncode == 0, result.stderr
+    assert 'abc' not in printed.stdout + printed.stderr + result.stdout + result.stderr
+    assert (cloud.worker / 'mim_jax.env').stat().st_mode & 0o777 == 0o600
+    python = cloud.worker / 'mim_jax' / '.venv' / 'bin' / 'python'
+    executable(python, '#!/bin/sh\necho "$WANDB_API_KEY, $A" >variables\n')
+    result, _ = cloud('start', *SLICE, "--env=A=$x 'y'", '--', *TRAINING)
+    assert result.returncode == 0, result.stderr
+    wait_for(cloud.worker / 'mim_jax' / 'train.status')
+    assert (cloud.worker / 'mim_jax' / 'variables').read_text() == "abc def, $x 'y'\n"
 
 
 @pytest.mark.skipif(shutil.which('pgrep') is None, reason='the workers use pgrep (procps)')
@@ -224,9 +281,11 @@ def test_training_gets_its_arguments_outlives_the_connection_and_saves_when_stop
     finally:
         result, _ = cloud('stop', *SLICE)
     assert result.stdout.strip() == 'stopped'
+    wait_for(code / 'train.status')
+    assert (code / 'train.status').read_text() == '75\n'
     assert (code / 'train.log').read_text() == 'saved\n'
     given = (code / 'arguments').read_text().split('\0')[:-1]
-    assert given == ['-m', 'mim_jax.main', *TRAINING]
+    assert given == ['-m', 'mim_jax.main', '--stopped_status=75', *TRAINING]
     result, _ = cloud('status', *SLICE)
     assert in_order(result.stdout, 'not running', 'saved')
 
@@ -244,6 +303,12 @@ def test_training_gets_its_arguments_outlives_the_connection_and_saves_when_stop
         (('start', *SLICE, '--config=c'), '--config=c is neither a command nor an option'),
         (('delete', *SLICE, '--', '--config=c'), 'delete takes no training arguments'),
         (('log', *SLICE, '--worker=all'), '--worker=all must be a number'),
+        (('create', *SLICE, '--slices=two'), '--slices=two must be a number'),
+        (('start', *SLICE, '--env=a-b=1'), '--env=a-b=1 must be --env=NAME[=VALUE]'),
+        (('start', *SLICE, '--env=NOT_THERE'), 'there is no such variable in this shell'),
+        (('install', *SLICE, '--env-file=/no/such'), '/no/such: there is no such file'),
+        (('install', *SLICE, '--extras=$(x)'), '--extras=$(x) must be names of extras'),
+        (('install', *SLICE, '--commit=no-such'), '--commit=no-such is no commit of'),
     ],
 )
 def test_a_mistake_is_one_sentence_and_calls_nothing(cloud, arguments, message):

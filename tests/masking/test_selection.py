@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mim_jax.masking import selection, visible_ids
+from mim_jax.masking import hidden_ids, in_places, selection, visible_ids
 from mim_jax.masking.selection import lowest
 
 
@@ -67,3 +67,17 @@ def test_hardest_first_then_chance(num_hardest):
     expected = (4 - num_hardest) / (9 - num_hardest)
     assert np.abs(ranked.mean(axis=0) - expected).max() < 0.15
     assert draw._cache_size() == 1
+
+
+def test_tokens_of_both_kinds_come_to_their_places():
+    rng = np.random.default_rng(0)
+    tokens = rng.normal(size=(3, 8, 2))
+    mask = np.stack([rng.permutation(8) < 3 for _ in range(3)])
+    visible, hidden = (
+        np.stack([x[row] for x, row in zip(tokens, m, strict=True)]) for m in (~mask, mask)
+    )
+    ids = {
+        'visible_ids': visible_ids(mask, num_visible=5),
+        'hidden_ids': hidden_ids(mask, num_hidden=3),
+    }
+    np.testing.assert_allclose(in_places(visible, hidden, **ids), tokens, rtol=1e-6)

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from mim_jax.models import ViT
-from mim_jax.models.blocks import drop_path_factors
+from mim_jax.models.attention import attend
+from mim_jax.models.blocks import attention_factors, drop_path_factors
 from mim_jax.models.initializers import kernel_init
 
 SMALL = ViT(patch_size=(4, 4), width=16, depth=2, heads=2)
@@ -179,6 +180,43 @@ def test_drop_path_rates_rise_linearly_and_keep_the_mean():
         np.testing.assert_allclose((factor == 0).mean(axis=-1), rate, atol=0.015)
     dropped = (factors[2] == 0).astype(float)
     assert abs(np.corrcoef(dropped)[0, 1]) < 0.03
+
+
+def test_attention_dropout_is_of_weights_and_by_the_examples_key_alone():
+    model = dataclasses.replace(SMALL, attention_dropout=0.4)
+    params = params_of(model)
+    plain = encode(SMALL, params, IMAGES).tokens
+    # Without keys there is none; with them a batch and its parts draw the same.
+    np.testing.assert_array_equal(encode(model, params, IMAGES).tokens, plain)
+    whole = encode(model, params, IMAGES, drop_path_keys=keys(4)).tokens
+    assert np.abs(whole - plain).max(axis=(1, 2)).min() > 1e-3
+    turned = encode(model, params, IMAGES[::-1], drop_path_keys=keys(4)[::-1]).tokens
+    np.testing.assert_allclose(turned[::-1], whole, atol=1e-5)
+
+
+def test_attention_dropout_keeps_the_mean_and_differs_from_block_to_block():
+    draws = [
+        np.asarray(attention_factors(keys(50), i, rate=0.3, shape=(2, 20, 20))) for i in (0, 1)
+    ]
+    for factors in draws:
+        np.testing.assert_allclose(np.unique(factors), [0, 1 / 0.7], rtol=1e-6)
+        # Of 40,000 weights: the standard error of the share is 0.0023.
+        np.testing.assert_allclose((factors == 0).mean(), 0.3, atol=0.01)
+    assert abs(np.corrcoef(*(factors.reshape(-1) for factors in draws))[0, 1]) < 0.03
+    q, k, v, factors = (
+        np.random.default_rng(i).normal(size=size)
+        for i, size in enumerate([(1, 3, 2, 4), (1, 5, 2, 4), (1, 5, 2, 4), (1, 2, 3, 5)])
+    )
+    found = attend(*(jnp.float32(x) for x in (q, k, v)), factors=jnp.float32(factors))
+    for head in range(2):
+        logits = np.exp(q[0, :, head] @ k[0, :, head].T / 2)
+        weights = logits / logits.sum(axis=1, keepdims=True) * factors[0, head]
+        np.testing.assert_allclose(found[0, :, head], weights @ v[0, :, head], atol=1e-5)
+
+
+def test_attention_dropout_needs_a_kernel_that_has_weights():
+    with pytest.raises(ValueError, match="'cudnn' drops no weights: set attention_dropout to 0"):
+        ViT(attention_kernel='cudnn', dtype='bfloat16', attention_dropout=0.1)
 
 
 def test_beit_initialisation_shrinks_what_later_blocks_write():

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mim_jax import integrity, layout, provenance, work_directory
+from mim_jax import integrity, layout, provenance, remote_lock, storage, work_directory
 from mim_jax.runs import __main__ as command
 from mim_jax.runs import compared, found
 
@@ -282,3 +282,12 @@ def test_it_is_light():
         [sys.executable, '-c', code], capture_output=True, text=True, check=True
     )
     assert not {'jax', 'flax', 'matplotlib'} & set(loaded.stdout.split())
+
+
+def test_runs_in_an_object_store(store):
+    for name in ('b', 'deep/a'):
+        storage.write_whole(store / name / layout.CONFIG_FILE, json.dumps(config()))
+        storage.write_whole(store / name / 'metrics.jsonl', '{"step": 1, "train/loss": 2.0}\n')
+    with remote_lock.locked(store / 'b' / layout.LOCK_FILE):
+        seen = [(run.name, run.state, run.step) for run in found.find([str(store)])]
+    assert seen == [('b', 'running', 1), ('deep/a', 'nothing saved', 1)]
