@@ -8,6 +8,7 @@ JAX's runtime has a watch of its own, which takes longer and ends a process by a
 with the death of process 0, through which all of this goes: there it is at once.
 """
 
+import concurrent.futures
 import contextlib
 import sys
 import threading
@@ -106,14 +107,20 @@ class _Watch:
     def _watch(self) -> None:
         signs = {number: ('', time.monotonic()) for number in range(self._count)}
         count = 0
+        asking = concurrent.futures.ThreadPoolExecutor(max_workers=1)
         while not self._ends.wait(INTERVAL):
             count += 1
-            found = self._gone(count, signs)
+            try:
+                found = asking.submit(self._gone, count, signs).result(timeout=LATE)
+            except TimeoutError:
+                found = [0], f'process 0 of this run is gone or hangs: no answer for {LATE} s'
             if found and not self._ends.wait(GRACE):
                 gone, why = found
                 say(f'error: {why}; {self._stop.kept_words()}.')
-                self._stay(gone=gone)
+                if 0 not in gone:
+                    self._stay(gone=gone)
                 end(2)
+        asking.shutdown()
 
     def _gone(
         self, count: int, signs: dict[int, tuple[str, float]]

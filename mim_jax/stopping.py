@@ -108,6 +108,7 @@ class Stop:
             if self._number is None and self._joined:
                 self._number = number
                 if number == signal.SIGINT:
+                    say('Ctrl-C: all processes save and end; once more ends them at once.')
                     os.kill(os.getpid(), signal.SIGTERM)
             elif self._number is None and self.saving:
                 self._number = number

@@ -20,7 +20,9 @@ def alone(lab, draws, sent, victim, moments):
     step = draws.randint(1, STEPS - 3)
     mark = 'compiling the step' if moment == 'compile' else f'\nstep {step:>2}/{STEPS}'
     run[0].reached(lambda: mark in run[0].output)
-    for number in sent:
+    run[victim].send(sent[0])
+    for number in sent[1:]:  # two that come before the first is seen are one
+        run[victim].reached(lambda: 'once more' in run[victim].output)
         run[victim].send(number)
     status = run[1 - victim].end(within=BOUND)
     if signal.SIGSTOP in sent:
@@ -79,7 +81,7 @@ def hung(lab, number, draws):
     short=0,
 )
 def interrupted(lab, number, draws):
-    """Two SIGINT at once to either of them, in compilation."""
+    """Two SIGINT, the second once the first has been answered, to either of them in compilation."""
     victim = number % 2
     status, output, folder, moment = alone(
         lab, draws, [signal.SIGINT, signal.SIGINT], victim, ['compile']
