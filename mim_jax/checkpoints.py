@@ -212,10 +212,17 @@ class Checkpoints:
             getLogger('asyncio').setLevel(CRITICAL)
             warnings.filterwarnings('ignore', 'coroutine .* was never awaited', RuntimeWarning)
             self._check_there()
+            if _is_missing(error):  # a save makes its own folders: they are being removed
+                raise gone(self._workdir) from error
             raise UserError(
                 f'{self._workdir}: a checkpoint could not be written ({_reason(error)}); '
                 f'{newest(self._workdir)}. Mend the cause and start the same command again.'
             ) from error
+
+
+def _is_missing(error: Exception) -> bool:
+    """Whether a file or folder was not there, by Python's words or TensorStore's."""
+    return isinstance(error, FileNotFoundError) or "os_error_code='2'" in str(error)
 
 
 def _reason(error: Exception) -> str:

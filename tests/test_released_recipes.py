@@ -26,8 +26,12 @@ CONFIGS = Path(__file__).parent.parent / 'configs'
 FOLLOW = ['dtm', 'dtm:vitb', 'dtm:cifar10', 'dtm_vitb', 'dtm_vits', 'dtm_vitl', 'dtm_cifar10']
 FOLLOW += ['beitv2', 'beitv2:vitb', 'beitv2:cifar10', 'conmim', 'conmim:vitb', 'conmim:cifar10']
 FOLLOW += ['finetune', 'segmentation', 'transfer']
+# Released codes of their own that cut tokens in the same way, and that decay tokens.
+CUT = ['cae', 'caev2', 'data2vec']
+DECAY = [*CUT, 'ijepa', 'dmtjepa', 'salt', 'salt_teacher', 'latentmim']
 COUNT = ['dtm', 'dtm:vitb', 'dtm_vitb', 'dtm_vits', 'dtm_vitl', 'beitv2', 'beitv2:vitb']
 COUNT += ['conmim', 'conmim:vitb', 'finetune']
+COUNT += ['cae', 'caev2', 'data2vec', 'de3', 'ijepa', 'dmtjepa']
 SIZED = ('dtm', 'beitv2', 'byol', 'conmim', 'hpm', 'lut', 'mae', 'mae_clip', 'mfm', 'simmim')
 SIZED += ('vqkd',)
 
@@ -183,5 +187,6 @@ def test_no_other_config_follows_that_code():
     assert len(seen) > 40
     cut = {spec for spec, run in seen.items() if run.model.token_initialization == 'cut'}
     decayed = {spec for spec, run in seen.items() if run.optimizer.decay_also}
-    assert cut == decayed == set(FOLLOW)
+    assert cut == {*FOLLOW, *CUT}
+    assert decayed == {*FOLLOW, *DECAY}
     assert {spec for spec, run in seen.items() if run.train.whole_batches} == set(COUNT)

@@ -210,6 +210,7 @@ def test_a_bucket_that_may_not_be_looked_at(found_at):
         thread.join()
 
 
+@pytest.mark.slow
 def test_a_bucket_that_cannot_be_reached(found_at):
     with http.server.HTTPServer(('localhost', 0), _Refuses) as server:
         port = server.server_port  # nobody listens there any more
@@ -232,6 +233,7 @@ def test_a_bucket_that_is_not_there(bucket):
         storage.path('gs://mine/x')
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_in_a_bucket_is_found_and_set_aside(bucket):
     folder = bucket / 'checkpoints' / '5'
     for name in (integrity.WHOLE, layout.COMMIT_FILE, 'variables/d'):

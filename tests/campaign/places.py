@@ -29,17 +29,22 @@ def full(lab, number, draws):
     if number % 3 == 2:
         process.send(signal.SIGTERM)
     assert process.end() == 2, process.output
-    # TensorStore's threads print this of writes that end after the one that failed, each over the
-    # others; of any other stack trace the lines of files stay.
-    own = re.compile(
-        r'Traceback|base_events\.py|_check_closed|Event loop is closed|Runtime(Error|Warning)|^:'
-    )
-    left = '\n'.join(line for line in process.output.splitlines() if not own.search(line))
-    assert '  File "' not in left, process.output
-    _says_what_is_kept(folder, one_sentence(left))
+    _says_what_is_kept(folder, _sentence_of_a_failed_save(process.output))
     lab.run(folder)
     lab.assert_whole(folder)
     return 'SIGTERM too' if number % 3 == 2 else 'in training'
+
+
+def _sentence_of_a_failed_save(output):
+    """`one_sentence`, whatever TensorStore's threads say before it."""
+    # They print this of writes that end after the one that failed, each over the others; of any
+    # other stack trace the lines of files stay.
+    own = re.compile(
+        r'Traceback|base_events\.py|_check_closed|Event loop is closed|Runtime(Error|Warning)|^:'
+    )
+    left = '\n'.join(line for line in output.splitlines() if not own.search(line))
+    assert '  File "' not in left, output
+    return one_sentence(left)
 
 
 def _says_what_is_kept(folder, said):
@@ -66,7 +71,7 @@ def deleted(lab, number, draws):
     while (folder / 'work/config.json').exists():
         shutil.rmtree(folder / 'work', ignore_errors=True)
     assert process.end(within=120) == 2, process.output
-    said = one_sentence(process.output)
+    said = _sentence_of_a_failed_save(process.output)
     assert 'is gone' in said, said
     return 'deleted'
 

@@ -141,9 +141,9 @@ def test_runs_inside_another_mesh():
 def test_empty_split_and_wrong_labels_are_user_errors():
     train, test = make_split(0, 20), make_split(1, 10)
     empty = train.select(np.zeros(20, bool))
-    with pytest.raises(UserError, match='no test images'):
+    with pytest.raises(UserError, match='no test image that can be read'):
         list(KNN().run(train, empty, num_classes=4))
-    with pytest.raises(UserError, match='no training images'):
+    with pytest.raises(UserError, match='no training image that can be read'):
         list(KNN().run(empty, test, num_classes=4))
     with pytest.raises(UserError, match='2 classes'):
         list(KNN().run(train, test, num_classes=2))

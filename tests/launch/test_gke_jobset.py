@@ -97,11 +97,14 @@ def test_arguments_are_those_of_the_training_command(container):
     }
 
 
-def test_batches_find_room_in_shared_memory(pod, container):
-    (mount,) = container['volumeMounts']
-    (volume,) = pod['volumes']
-    assert mount == {'name': volume['name'], 'mountPath': '/dev/shm'}
-    assert volume['emptyDir'] == {'medium': 'Memory'}
+def test_batches_find_room_in_shared_memory_and_data_in_the_bucket(pod, container):
+    mounts = {mount['mountPath']: mount['name'] for mount in container['volumeMounts']}
+    volumes = {volume['name']: volume for volume in pod['volumes']}
+    assert set(mounts) == {'/dev/shm', '/data'} and set(mounts.values()) == set(volumes)
+    assert volumes[mounts['/dev/shm']]['emptyDir'] == {'medium': 'Memory'}
+    assert volumes[mounts['/data']]['csi']['driver'] == 'gcsfuse.csi.storage.gke.io'
+    _, assignments = parse(container['args'])
+    assert dict(assignments)['data.source.path'].startswith('/data/')
 
 
 def test_a_person_can_edit_it():
