@@ -1,6 +1,6 @@
 """What a training step asks for, and the images per second that a device could make of it at most.
 
-    python benchmarks/limits.py [--batch=256] [--decode_ms=2.84] [--device=NAME,TFLOPS,GBPS,GIB ...]
+    python benchmarks/limits.py [--batch=256] [--decode_ms=1.95] [--device=NAME,TFLOPS,GBPS,GIB ...]
         [--model='NAME=CONFIG field=value ...' ...]
 
 Counts by shapes: nothing is compiled or run, no weights are read, and no accelerator is needed. The
@@ -160,7 +160,7 @@ def table(*rows):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--batch', type=int, default=256)
-    parser.add_argument('--decode_ms', type=float, default=2.84, help='of a core, for one image')
+    parser.add_argument('--decode_ms', type=float, default=1.95, help='of a core, for one image')
     parser.add_argument('--device', action='append', default=[])
     parser.add_argument('--model', action='append', default=[])
     options = parser.parse_args()
