@@ -138,7 +138,7 @@ def _checked(facts):
     }
     if facts.get('activation', 'gelu') not in ACTIVATIONS:
         raise UserError(
-            f'the config states the activation {facts["activation"]!r}, which is none of '
+            f'the config states the activation {kinds.shown(repr(facts["activation"]))}, which is none of '
             f'{", ".join(ACTIVATIONS)}'
         )
     if 'activation' in facts:
