@@ -137,9 +137,9 @@ def _checked(facts):
         if value is not None and value != []
     }
     if facts.get('activation', 'gelu') not in ACTIVATIONS:
+        stated = kinds.shown(repr(facts['activation']))
         raise UserError(
-            f'the config states the activation {kinds.shown(repr(facts["activation"]))}, which is none of '
-            f'{", ".join(ACTIVATIONS)}'
+            f'the config states the activation {stated}, which is none of {", ".join(ACTIVATIONS)}'
         )
     if 'activation' in facts:
         facts['activation'] = ACTIVATIONS[facts['activation']]
