@@ -60,13 +60,20 @@ def find(folders: Sequence[str | Path]) -> list[Run]:
             raise UserError(
                 f'{folder}: there is no run in it; `python -m mim_jax.main --config=…` starts one.'
             )
-        # Of several folders names may be the same.
-        names = [path if len(folders) > 1 else path.relative_to(folder) for path in paths]
-        runs += [
-            read(path, name=name.as_posix() if name.name else folder.resolve().name)
-            for path, name in zip(paths, names, strict=True)
-        ]
+        for path in paths:
+            # Of several folders names may be the same.
+            name = path.as_posix() if len(folders) > 1 else _below(folder, path)
+            runs.append(read(path, name=name))
     return runs
+
+
+def _below(folder: Path, path: Path) -> str:
+    """A path as seen from a folder; the folder's own name where it is that."""
+    if storage.is_remote(folder):
+        below = str(path).removeprefix(str(folder)).strip('/')
+    else:
+        below = '' if path == folder else path.relative_to(folder).as_posix()
+    return below or folder.resolve().name
 
 
 def read(workdir: Path, *, name: str) -> Run:
