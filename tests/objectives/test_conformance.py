@@ -27,7 +27,6 @@ from mim_jax.clock import Clock
 from mim_jax.errors import UserError
 from mim_jax.objectives import OBJECTIVES
 from mim_jax.panels import Panel
-from mim_jax.preflight import collectives
 from mim_jax.program import Program
 from mim_jax.visualize import draw
 from mim_jax.weights import encoders
@@ -240,23 +239,3 @@ def test_the_encoder_is_exported_and_read_again(alone, tmp_path):
     written = json.loads(json.dumps(dataclasses.asdict(program.run.model)))
     assert json.loads(json.dumps(stated)) == written
     chex.assert_trees_all_equal(params, jax.device_get(state.variables['params']['encoder']))
-
-
-@pytest.mark.slow
-def test_parameters_travel_and_activations_stay(method):
-    """With parameters split over `fsdp`, chips send the same for a batch of any size, but for a
-    number or two of each image, or what a method that looks at its whole batch compares. That all
-    activations travel would nearly double it.
-    """
-
-    def sent(batch_size):
-        def change(config):
-            config.data.batch_size = batch_size
-
-        program = make_program(method, change=change, data=2, fsdp=4)
-        found = collectives.sent(program.trace().lower().compile().as_text())
-        assert found['all-gather'] > 0
-        return sum(found.values())
-
-    whole = make_program(method).objective.needs_whole_batch
-    assert sent(2 * BATCH) < (1.01 if whole else 1.001) * sent(BATCH)

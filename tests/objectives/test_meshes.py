@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from mim_jax import sharding
 from mim_jax.objectives import OBJECTIVES
 from mim_jax.preflight import collectives
-from tests.objectives.programs import host_batches, make_program
+from tests.objectives.programs import BATCH, host_batches, make_program
 
 # Of every method; and what is left of the flagship, each compilation of which takes seconds.
 MESHES = ((1, 8, 1), (2, 2, 2))
@@ -27,6 +27,15 @@ def scanned(config):
         config.model.heads = 8
 
 
+def compiled(program):
+    """(state, batch) -> gradients, metrics and what is carried along, whole on every device."""
+    function = jax.jit(
+        sharding.on_mesh(program.step.gradients, program.mesh),
+        out_shardings=sharding.replicated(program.mesh),
+    )
+    return function.lower(program.abstract_state, program.abstract_batch).compile()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('method', OBJECTIVES)
 def test_loss_and_gradients_are_the_same_on_every_mesh(method):
@@ -41,12 +50,8 @@ def test_loss_and_gradients_are_the_same_on_every_mesh(method):
 
     def found(program):
         place = jax.tree.map(lambda x: x.sharding, program.abstract_state)
-        whole = sharding.replicated(program.mesh)
-        function = jax.jit(
-            sharding.on_mesh(program.step.gradients, program.mesh), out_shardings=whole
-        )
         given = sharding.put_tree(state, place), sharding.put_batch(batch, program.mesh)
-        grads, metrics, extra = jax.device_get(function(*given))
+        grads, metrics, extra = jax.device_get(compiled(program)(*given))
         return metrics['loss'], grads, extra
 
     loss, grads, extra = found(programs[0])
@@ -62,6 +67,28 @@ def test_loss_and_gradients_are_the_same_on_every_mesh(method):
             assert off < 1e-4, (sharding.path_name(path), off, program.mesh)  # noqa: B023
 
         jax.tree_util.tree_map_with_path(check, grads, other_grads)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('method', OBJECTIVES)
+def test_parameters_travel_and_activations_stay(method):
+    """With parameters split over `fsdp`, chips send the same for a batch of any size, but for a
+    number or two of each image, or what a method that looks at its whole batch compares. That all
+    activations travel would nearly double it.
+    """
+
+    def sent(batch_size):
+        def change(config):
+            scanned(config)
+            config.data.batch_size = batch_size
+
+        program = make_program(method, change=change, fsdp=8)
+        found = collectives.sent(compiled(program).as_text())
+        assert found['all-gather'] > 0
+        return sum(found.values())
+
+    whole = make_program(method).objective.needs_whole_batch
+    assert sent(2 * BATCH) < (1.01 if whole else 1.001) * sent(BATCH)
 
 
 @pytest.mark.slow
