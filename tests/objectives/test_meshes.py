@@ -73,8 +73,8 @@ def test_loss_and_gradients_are_the_same_on_every_mesh(method):
 @pytest.mark.parametrize('method', OBJECTIVES)
 def test_parameters_travel_and_activations_stay(method):
     """With parameters split over `fsdp`, chips send the same for a batch of any size, but for a few
-    numbers of each image: of DMT-JEPA its neighbours, of a method that looks at its whole batch what
-    it compares. That all activations travel would nearly double it.
+    numbers of each image: of DMT-JEPA its neighbours, of a method that looks at its whole batch
+    what it compares. That all activations travel would nearly double it.
     """
 
     def sent(batch_size):
