@@ -9,6 +9,7 @@ from mim_jax.losses import unit
 from mim_jax.models.attention import CrossAttention
 from mim_jax.models.blocks import PreNormBlock
 from mim_jax.models.tokenwise import layer_norm
+from mim_jax.sharding import over_batch
 
 
 class ClassAttentionBlock(PreNormBlock):
@@ -20,9 +21,9 @@ class ClassAttentionBlock(PreNormBlock):
 
     @nn.compact
     def __call__(self, x, query, memory):
-        normed = self.norm(jnp.concatenate([query, memory], axis=1), 'norm1')
+        normed = over_batch(self.norm(jnp.concatenate([query, memory], axis=1), 'norm1'))
         attention = self.attention_module(CrossAttention, 0, 'attention')
-        x = self.residual(x, attention(normed[:, :1], normed), 1, None)
+        x = self.residual(x, attention(over_batch(normed[:, :1]), normed), 1, None)
         return self.residual(x, self.mlp_module(x.shape[-1], 0)(self.norm(x, 'norm2')), 2, None)
 
 
@@ -90,5 +91,6 @@ def alike_neighbours(tokens, *, grid, window, count):
     cosines = jnp.einsum(
         'bnd,bnkd->bnk', units, units[:, places], precision=jax.lax.Precision.HIGHEST
     )
-    chosen = jax.lax.top_k(cosines, count)[1]
+    # The first of equals, as by top_k, which not every compiler splits over the batch.
+    chosen = jnp.argsort(-cosines, axis=-1)[..., :count]
     return jnp.take_along_axis(jnp.broadcast_to(places, cosines.shape), chosen, axis=-1)

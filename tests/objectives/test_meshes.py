@@ -72,9 +72,9 @@ def test_loss_and_gradients_are_the_same_on_every_mesh(method):
 @pytest.mark.slow
 @pytest.mark.parametrize('method', OBJECTIVES)
 def test_parameters_travel_and_activations_stay(method):
-    """With parameters split over `fsdp`, chips send the same for a batch of any size, but for a few
-    numbers of each image: of DMT-JEPA its neighbours, of a method that looks at its whole batch
-    what it compares. That all activations travel would nearly double it.
+    """With parameters split over `fsdp`, chips send the same for a batch of any size, but for a
+    number or two of each image, or what a method that looks at its whole batch compares. That all
+    activations travel would nearly double it.
     """
 
     def sent(batch_size):
@@ -87,7 +87,8 @@ def test_parameters_travel_and_activations_stay(method):
         assert found['all-gather'] > 0
         return sum(found.values())
 
-    assert sent(2 * BATCH) < 1.01 * sent(BATCH)
+    whole = make_program(method).objective.needs_whole_batch
+    assert sent(2 * BATCH) < (1.01 if whole else 1.001) * sent(BATCH)
 
 
 @pytest.mark.slow
