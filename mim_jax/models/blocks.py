@@ -215,6 +215,12 @@ def stacked_blocks(
     return run
 
 
+def blocks_of(config, **fields):
+    """`stacked_blocks` by a decoder's config, which has these names; `fields` are further ones."""
+    names = ('scan', 'remat', 'heads', 'mlp_ratio', 'norm_eps', 'initialization', 'dtype')
+    return stacked_blocks(config.depth, **{n: getattr(config, n) for n in names}, **fields)
+
+
 def drop_path_factors(keys, *, rate, depth, branches=2):
     """Drop-path factors [depth,branches,B], float32: 0 or 1/(1 - the block's rate); per branch,
     example.

@@ -5,7 +5,7 @@ import functools
 import flax.linen as nn
 import jax.numpy as jnp
 
-from mim_jax.models.blocks import stacked_blocks
+from mim_jax.models.blocks import blocks_of
 from mim_jax.models.decoders import MAEDecoder
 from mim_jax.models.initializers import normal_token
 from mim_jax.models.positions import sincos_table
@@ -40,14 +40,5 @@ class Completion(nn.Module):
         places = jnp.concatenate([seen, asked], axis=1)
         patches = jnp.concatenate([x[:, 1:], blank], axis=1) + table[places]
         x = jnp.concatenate([x[:, :1], patches], axis=1)
-        x, _ = stacked_blocks(
-            c.depth,
-            scan=c.scan,
-            remat=c.remat,
-            heads=c.heads,
-            mlp_ratio=c.mlp_ratio,
-            norm_eps=c.norm_eps,
-            initialization=c.initialization,
-            dtype=c.dtype,
-        )(x)
+        x, _ = blocks_of(c)(x)
         return layer_norm(c.norm_eps, c.dtype, 'norm')(x)[:, 1:].astype(jnp.float32)

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mim_jax.models.blocks import REMAT_POLICIES, Block, CrossBlock, stacked_blocks
+from mim_jax.models.blocks import REMAT_POLICIES, Block, CrossBlock, blocks_of, stacked_blocks
 from mim_jax.models.initializers import INITS, normal_token
 from mim_jax.models.positions import RelativePosition, sincos_table
 from mim_jax.models.tokenwise import Linear, layer_norm
@@ -158,17 +158,7 @@ class Decoder(nn.Module):
         kind, context = Block, {}
         if memory is not None:
             kind, context = CrossBlock, {'memory': embed(memory) + positions(memory_grid)}
-        x, _ = stacked_blocks(
-            c.depth,
-            block=kind,
-            scan=c.scan,
-            remat=c.remat,
-            heads=c.heads,
-            mlp_ratio=c.mlp_ratio,
-            norm_eps=c.norm_eps,
-            initialization=c.initialization,
-            dtype=c.dtype,
-        )(x, **context)
+        x, _ = blocks_of(c, block=kind)(x, **context)
         if class_token is not None:
             x = x[:, 1:]
         x = layer_norm(c.norm_eps, c.dtype, 'norm')(x)

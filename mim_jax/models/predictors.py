@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mim_jax.models.blocks import REMAT_POLICIES, CrossBlock, stacked_blocks
+from mim_jax.models.blocks import REMAT_POLICIES, CrossBlock, blocks_of
 from mim_jax.models.initializers import INITS, normal_token
 from mim_jax.models.positions import sincos_table
 from mim_jax.models.tokenwise import Linear, layer_norm
@@ -97,16 +97,7 @@ class PredictorModule(nn.Module):
             # Nothing attends to what only fills the array.
             bias = jnp.where(jnp.pad(counted, (shape[2], 0), constant_values=True), 0.0, -jnp.inf)
             bias = bias[None, None, None]
-        x, _ = stacked_blocks(
-            c.depth,
-            scan=c.scan,
-            remat=c.remat,
-            heads=c.heads,
-            mlp_ratio=c.mlp_ratio,
-            norm_eps=c.norm_eps,
-            initialization=c.initialization,
-            dtype=c.dtype,
-        )(x, bias=bias)
+        x, _ = blocks_of(c)(x, bias=bias)
         x = layer_norm(c.norm_eps, c.dtype, 'norm')(x[:, -slots:])
         x = linear((self.features,), name='predict')(x).astype(jnp.float32)
         return x.reshape(batch, num_blocks, slots, -1)
@@ -175,16 +166,8 @@ class QueryModule(nn.Module):
         queries += table[hidden].astype(c.dtype)
         own = jnp.broadcast_to(own.astype(c.dtype), (hidden.shape[0], 1, c.width))
         memory = [embed(class_token)[:, None], seen + table[visible].astype(c.dtype)]
-        x, _ = stacked_blocks(
-            c.depth,
-            block=CrossBlock,
-            scan=c.scan,
-            remat=c.remat,
-            heads=c.heads,
-            mlp_ratio=c.mlp_ratio,
-            norm_eps=c.norm_eps,
-            initialization=c.initialization,
-            dtype=c.dtype,
-        )(jnp.concatenate([own, queries], axis=1), memory=jnp.concatenate(memory, axis=1))
+        x, _ = blocks_of(c, block=CrossBlock)(
+            jnp.concatenate([own, queries], axis=1), memory=jnp.concatenate(memory, axis=1)
+        )
         x = layer_norm(c.norm_eps, c.dtype, 'norm')(x[:, 1:])
         return linear((self.features,), name='predict')(x).astype(jnp.float32)
