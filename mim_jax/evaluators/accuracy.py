@@ -58,14 +58,9 @@ class Accuracy:
         step = judged.jit('accuracy', add)
         sums = {'top1': np.int32(0), 'top5': np.int32(0), 'loss': np.float32(0)}
         sums |= {'count': np.int32(0), 'confusion': np.zeros((count, count), np.int32)}
-        sums = judged.replicate(sums)
-        for batch in judged.batches({'images': judged.views['images']}):
-            wanted = judged.put({key: batch[key] for key in ('images', 'labels', 'valid')})
-            before, sums = sums, step(sums, judged.variables, **wanted)
-            # One batch stays in flight, so that the host prepares the next while the device works.
-            jax.block_until_ready(before)
-        # The sums are those of global batches: every process has counted all images.
-        sums = jax.device_get(sums)
+        batches = judged.batches({'images': judged.views['images']})
+        wanted = ({k: batch[k] for k in ('images', 'labels', 'valid')} for batch in batches)
+        sums = judged.summed(step, sums, wanted)
         if not sums['count']:
             raise UserError(
                 'The accuracy evaluator got no test image that can be read (what cannot is named '

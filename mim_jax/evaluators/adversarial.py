@@ -83,13 +83,10 @@ class Adversarial:
             return {k: sums[k] + (v & valid).sum(dtype='int32') for k, v in found.items()}
 
         step = judged.jit(f'adversarial{suffix}', add)
-        sums = judged.replicate(dict.fromkeys(('top1', 'top1_clean', 'count'), np.int32(0)))
-        for batch in judged.batches({'images': judged.views['images']}):
-            wanted = judged.put({key: batch[key] for key in ('images', 'labels', 'valid')})
-            before, sums = sums, step(sums, judged.variables, **wanted)
-            # One batch stays in flight, so that the host prepares the next while the device works.
-            jax.block_until_ready(before)
-        sums = jax.device_get(sums)
+        sums = dict.fromkeys(('top1', 'top1_clean', 'count'), np.int32(0))
+        batches = judged.batches({'images': judged.views['images']})
+        wanted = ({k: batch[k] for k in ('images', 'labels', 'valid')} for batch in batches)
+        sums = judged.summed(step, sums, wanted)
         if not sums['count']:
             raise UserError(
                 'The adversarial evaluator got no test image that can be read (what cannot is '

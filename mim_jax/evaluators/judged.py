@@ -1,7 +1,7 @@
 """What a judge is given: an objective, its variables, and the evaluation images it is judged on."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -73,6 +73,24 @@ class Judged:
             function = sharding.on_mesh(function, self.mesh)
             self.compiled[name] = jax.jit(function, out_shardings=place)
         return self.compiled[name]
+
+    def summed(
+        self,
+        step: Callable,
+        sums: Mapping[str, np.ndarray],
+        batches: Iterable[Mapping[str, np.ndarray]],
+        *given: Any,
+    ) -> dict[str, np.ndarray]:
+        """Host sums after all batches (this process's rows of arrays) of a jitted `step`: (sums,
+        variables, *given, **batch) -> sums. It sees global batches, so that every process has the
+        sums over all images.
+        """
+        sums = self.replicate(sums)
+        for batch in batches:
+            before, sums = sums, step(sums, self.variables, *given, **self.put(batch))
+            # One batch stays in flight, so that the host prepares the next while the device works.
+            jax.block_until_ready(before)
+        return jax.device_get(sums)
 
     def total(self, sums: Any) -> Any:
         """A tree of host numbers or arrays, each summed over all processes. A collective."""

@@ -128,15 +128,12 @@ class Robustness:
         if only:
             allowed = np.isin(np.arange(judged.num_classes), classes)
         step = judged.jit('robustness', _counting(judged.objective))
-        allowed = judged.replicate(allowed)
-        sums = judged.replicate({'right': np.int32(0), 'count': np.int32(0)})
-        for batch in judged.batches({'images': view}):
-            labels = classes[batch['labels']]
-            given = judged.put({'labels': labels} | {k: batch[k] for k in ('images', 'valid')})
-            before, sums = sums, step(sums, judged.variables, allowed, **given)
-            # One batch stays in flight, so that the host prepares the next while the device works.
-            jax.block_until_ready(before)
-        sums = jax.device_get(sums)
+        batches = (
+            {'labels': classes[batch['labels']], **{k: batch[k] for k in ('images', 'valid')}}
+            for batch in judged.batches({'images': view})
+        )
+        sums = {'right': np.int32(0), 'count': np.int32(0)}
+        sums = judged.summed(step, sums, batches, judged.replicate(allowed))
         if not sums['count']:
             raise UserError(f'{FIELD}: no image below {source.root} can be read')
         return float(sums['right'] / sums['count'])
