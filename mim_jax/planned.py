@@ -1,6 +1,7 @@
 """Runs as processes of their own: planned and checked together, executed, read back."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -72,19 +73,23 @@ def built(
     return run, assembly.make_clock(run, len(source)).total_steps, found
 
 
-def execute(run: Run) -> None:
-    """Runs one run to its end, its output shown. Raises UserError where it fails."""
+def execute(run: Run) -> int:
+    """Runs one run to its end, its output shown. Returns the most bytes of memory that its process
+    held (at the least what this one did: Linux counts it). Raises UserError where it fails.
+    """
     process = subprocess.Popen([sys.executable, *run.command])
     try:
-        status = process.wait()
+        _, status, usage = os.wait4(process.pid, 0)
     except KeyboardInterrupt:
         process.wait()  # it got the same Ctrl-C, and saves
         raise
-    if status:
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
         raise UserError(
-            f'"{run.name}", seed {run.seed} stopped with status {status} (see above); mend it '
-            'and start the same command again: finished runs are kept.'
+            f'"{run.name}", seed {run.seed} stopped with status {process.returncode} (see above); '
+            'mend it and start the same command again: finished runs are kept.'
         )
+    return usage.ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
 
 
 def finished(run: Run) -> bool:
