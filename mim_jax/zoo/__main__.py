@@ -57,8 +57,8 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, tuple[tuple[str, st
     add('--out', metavar='FILE.md', default='docs/zoo.md', help='default docs/zoo.md')
     add('--machine', metavar='TEXT', help='what the page says of it (default: what is found)')
     options, rest = parser.parse_known_args(arguments)
-    if options.steps < 1:
-        parser.error(f'--steps={options.steps}: at least 1.')
+    if options.steps < 2:
+        parser.error(f'--steps={options.steps}: at least 2, for the first is not timed.')
     return options, tuple(configs.assignments(rest))
 
 
@@ -91,7 +91,7 @@ def run(options: argparse.Namespace, assignments: tuple[tuple[str, str], ...]) -
                 print(f'[{len(rows) + len(failed) + 1}/{len(chosen)}] {name}', flush=True)
                 _add_peak(workdir, name, planned.execute(planned_run))
             if not planned.finished(planned_run):
-                raise UserError('it ended before its last step; the same command goes on with it.')
+                raise UserError('it ended before its last step or evaluation (see above).')
             rows.append(page.row(planned_run, peak=_peaks(workdir).get(name)))
         except UserError as error:
             if name in chosen:

@@ -39,7 +39,7 @@ themselves.
 
     {command}
 
-wrote this page. Each run is a process of its own, one after another, in `runs/zoo/NAME`; starting
+makes this page. Each run is a process of its own, one after another, in `runs/zoo/NAME`; starting
 the command again runs what is not finished, and writes the page of all that is. Seed {seed};
 {machine}.
 
@@ -204,10 +204,12 @@ def verdicts(rows: Sequence[Row], *, failed: Mapping[str, str], absent: Sequence
 
 def section(r: Row, *, out: Path, pictures: Path) -> str:
     """What a method is, in the words of its module, and its picture, which is written."""
-    picture = pictures / f'{r.name}.png'
-    save_picture(sheets(r.workdir, step=r.steps), picture)
-    path = picture.relative_to(out.parent).as_posix()
-    return f'### {r.name}\n\n{words(type(r.config.objective))}\n\n![{r.name}]({path})\n\n'
+    shown = 'The run could draw no picture.'
+    if drawn := sheets(r.workdir, step=r.steps):
+        picture = pictures / f'{r.name}.png'
+        save_picture(drawn, picture)
+        shown = f'![{r.name}]({picture.relative_to(out.parent).as_posix()})'
+    return f'### {r.name}\n\n{words(type(r.config.objective))}\n\n{shown}\n\n'
 
 
 def words(objective: type) -> str:

@@ -71,12 +71,14 @@ def test_the_methods_own_pictures_are_shown_as_one(tmp_path):
         'mask_000020',
     ]
     (tmp_path / 'images').mkdir()
-    text = page.section(
-        make_row('mine', 'mae', tmp_path), out=tmp_path / 'zoo.md', pictures=tmp_path / 'images'
-    )
+    row = make_row('mine', 'mae', tmp_path)
+    text = page.section(row, out=tmp_path / 'zoo.md', pictures=tmp_path / 'images')
     assert text.startswith('### mine\n\n**Masked Autoencoders') and '](images/mine.png)' in text
     whole = np.asarray(Image.open(tmp_path / 'images' / 'mine.png').convert('RGB'))
     np.testing.assert_array_equal(whole, np.concatenate([parts['groups'], parts['mask']]))
     for name in parts:
         (tmp_path / 'pictures' / f'{name}_000020.png').unlink()
     assert [path.stem for path in page.sheets(tmp_path, step=20)] == ['features_000020']
+    (tmp_path / 'pictures' / 'features_000020.png').unlink()
+    text = page.section(row, out=tmp_path / 'zoo.md', pictures=tmp_path / 'images')
+    assert text.endswith('The run could draw no picture.\n\n')
