@@ -95,8 +95,10 @@ A method that fails does not stop the others: the table says so, and the exit st
 @dataclasses.dataclass(frozen=True)
 class Row:
     """A finished run: its config as it was run, its last step, its figures, and how many images
-    judged its features, by evaluator. learns_from: names of runs and files whose weights it reads.
-    peak: bytes that its process held at most, None: not known.
+    judged its features, by evaluator, from how many training images kNN chose `neighbours`.
+
+    learns_from: names of runs and files whose weights it reads. peak: bytes that its process held
+    at most, None: not known.
     """
 
     name: str
@@ -105,6 +107,7 @@ class Row:
     steps: int
     figures: Figures
     images: Mapping[str, int]
+    neighbours: int
     learns_from: tuple[str, ...]
     peak: int | None
 
@@ -118,6 +121,7 @@ def row(run: planned.Run, *, peak: int | None) -> Row:
     """That of a finished run."""
     config = restoring.read_config(run.workdir)
     read_by_it = weights(layout.read_config(run.workdir)['objective'], 'objective')
+    train = data.make_source(config.data, split=config.data.split)
     test = data.make_source(config.data, split=config.data.eval_split)
     limits = {name: getattr(config.eval, name).max_test for name in ('knn', 'linear')}
     return Row(
@@ -127,6 +131,7 @@ def row(run: planned.Run, *, peak: int | None) -> Row:
         steps=run.total_steps,
         figures=read(read_metrics(run.workdir), total=run.total_steps),
         images={name: len(EvenlySpaced(test, limit)) for name, limit in limits.items()},
+        neighbours=len(EvenlySpaced(train, config.eval.knn.max_train)),
         learns_from=tuple(Path(path).stem for _, path in read_by_it),
         peak=peak,
     )
@@ -161,7 +166,7 @@ def write(
         verdicts=verdicts(rows, failed=failed, absent=absent),
         every=config.log.every_steps,
         test=f'{rows[0].images["knn"]:,}',
-        train=f'{config.eval.knn.max_train:,}',
+        train=f'{rows[0].neighbours:,}',
         errors=ERRORS,
         methods=''.join(section(r, out=out, pictures=pictures) for r in rows),
         default_steps=default_steps,

@@ -115,7 +115,7 @@ def test_a_method_is_trained_and_a_second_start_has_nothing_to_run(tmp_path, mon
     (peak,) = json.loads((tmp_path / 'peaks.json').read_text()).values()
     assert f'| {peak / 2**20:,.0f} |' in row and peak > 200 << 20
     assert 'a machine, jax 9' in text and str(tmp_path) not in text
-    assert '3 steps of 8 images' in text and 'on 40 test images' in text
+    assert '3 steps of 8 images' in text and 'on 40 test images\n  from 64 training' in text
     assert (tmp_path / 'images' / 'zoo' / 'simmim.png').stat().st_size > 1000
 
     capfd.readouterr()

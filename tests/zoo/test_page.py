@@ -15,7 +15,7 @@ def make_row(name, objective, workdir=None, *, knn=(0.1, 0.5), learns_from=(), p
     config = experiment.from_config(experiment.default_config(objective))
     figures = Figures((1.5, 0.25), knn, (0.1, 0.1), (7.0, 8.5), 123.4)
     images = {'knn': 2048, 'linear': 2048}
-    return page.Row(name, workdir, config, 20, figures, images, learns_from, peak)
+    return page.Row(name, workdir, config, 20, figures, images, 4096, learns_from, peak)
 
 
 def cells(line):
