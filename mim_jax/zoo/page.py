@@ -198,9 +198,14 @@ def table(rows: Sequence[Row], *, failed: Mapping[str, str]) -> str:
 
 
 def verdicts(rows: Sequence[Row], *, failed: Mapping[str, str], absent: Sequence[str]) -> str:
-    """Sentences that name the methods whose features did not move, that failed, or were not run."""
-    still = [r.name for r in rows if r.verdict == UNMOVED]
-    found = [f'Features that did not move in this budget: {_names(still) or "none"}.']
+    """Sentences that name the methods whose features got no better, that failed or were not run."""
+
+    def of(verdict: str) -> str:
+        return _names([r.name for r in rows if r.verdict == verdict])
+
+    found = [f'Features that did not move in this budget: {of(UNMOVED) or "none"}.']
+    if worse := of('worse'):
+        found.append(f'Features that became worse in it: {worse}.')
     found += [f'Failed: `{name}`: {" ".join(why.split())}' for name, why in failed.items()]
     if absent:
         found.append(f'Not run: {_names(absent)}.')
@@ -233,14 +238,14 @@ def sheets(workdir: Path, *, step: int) -> list[Path]:
 
 
 def save_picture(paths: Sequence[Path], out: Path) -> None:
-    """Pictures below each other as one, in few colours, which keeps the file small."""
+    """Pictures below each other as one."""
     parts = [Image.open(path).convert('RGB') for path in paths]
     whole = Image.new('RGB', (max(p.width for p in parts), sum(p.height for p in parts)), 'white')
     top = 0
     for part in parts:
         whole.paste(part, (0, top))
         top += part.height
-    whole.quantize(256, dither=Image.Dither.NONE).save(out, optimize=True)
+    whole.save(out, optimize=True)
 
 
 def described(rows: Sequence[Row]) -> str:
