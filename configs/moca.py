@@ -18,10 +18,12 @@ the average, and so does this config. The small sizes are ours: networks of mae.
 widths of the decoder.
 """
 
+import dataclasses
+
 from _scales import borrowed
 from mae import get_config as mae
 
-from mim_jax.objectives.moca import COLORS
+from mim_jax.data import FIRST_COLORS
 
 SIZES = {
     'vitb': (
@@ -40,7 +42,7 @@ def get_config(scale='vitb'):
     config.objective.decoder.update(decoder)
     config.objective.dense_layer = 2 if scale == 'embedded' else 8
     # The first view; the second has its colours in `objective`.
-    config.data.colors.update(COLORS)
+    config.data.colors.update(dataclasses.asdict(FIRST_COLORS))
     config.train.ema.update(decay=0.99, end_decay=1.0, parts=('encoder',))
     if scale == 'vitb':
         config.data.batch_size = 2048

@@ -10,6 +10,7 @@ import numpy as np
 from mim_jax.clock import Clock
 from mim_jax.config import context
 from mim_jax.data import DataConfig, View
+from mim_jax.errors import UserError
 from mim_jax.inputs import Inputs
 from mim_jax.losses import Weighted
 from mim_jax.models.patches import patch_grid
@@ -35,18 +36,31 @@ class Objective:
     inputs: Inputs = context()
     clock: Clock | None = context()
 
+    # Fields of the model that must be True.
+    needs = ()
+
     def bind(self, encoder: ViT, inputs: Inputs, clock: Clock | None = None) -> 'Objective':
         """This objective for an encoder, inputs and a run; raises UserError where they do not fit.
 
         Without a clock (to look at a network outside of a run) nothing that depends on how far the
         run is can be asked.
         """
+        for field in self.needs:
+            if not getattr(encoder, field):
+                raise UserError(
+                    f'config.model.{field} = False, but this objective needs it; set it to True.'
+                )
         return dataclasses.replace(self, encoder=encoder, inputs=inputs, clock=clock)
 
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches (h, w) of the student's images."""
         return patch_grid(self.inputs.image_size, self.encoder.patch_size)
+
+    @property
+    def num_patches(self) -> int:
+        """Of one of the student's images."""
+        return self.grid[0] * self.grid[1]
 
     @property
     def averaged(self) -> tuple[str, ...]:
