@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 
 # Work directories in buckets: gcsfs for what Python reads and writes, TensorStore has its own.
 GCS = ['gcsfs>=2026.10.1', 'universal_pathlib>=0.3.10']
+CUDA13 = ['jax[cuda13]>=0.10']
 
 setup(
     name='mim_jax',
@@ -58,8 +59,8 @@ setup(
         'wandb': ['wandb>=0.31'],
         'parity': ['tokenizers', 'torch==2.13.0', 'transformers'],
         'cuda12': ['jax[cuda12]>=0.10'],
-        'cuda13': ['jax[cuda13]>=0.10'],
-        'gpu': ['jax[cuda13]>=0.10'],
+        'cuda13': CUDA13,
+        'gpu': CUDA13,
         'tpu': ['jax[tpu]>=0.10', *GCS],
     },
 )

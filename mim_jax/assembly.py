@@ -14,6 +14,7 @@ from mim_jax.experiment import Experiment
 from mim_jax.inputs import Inputs
 from mim_jax.objectives.base import Objective
 from mim_jax.optimizers import make_decay_schedule, make_optimizer, make_schedule, trained
+from mim_jax.parameter_rules import constant_rates
 from mim_jax.train_step import TrainStep
 
 
@@ -86,6 +87,7 @@ def make_train_step(
         ),
         layers=only_trained(objective.layers(params)),
         num_layers=experiment.model.depth + 1,
+        constant=constant_rates(only_trained(params), rules=experiment.optimizer.constant_rates),
     )
     missing = [part for part in objective.averaged if part not in train.ema.of(params)]
     if missing:

@@ -7,10 +7,12 @@ import zlib
 import jax
 
 
-def named(key: jax.Array, name: str) -> jax.Array:
+def named(key: jax.Array | None, name: str) -> jax.Array | None:
     """A key for the draw called `name`; `key` is one typed PRNG key or an array of them, the result
-    has its shape.
+    has its shape. Without a key, where nothing is drawn, there is none: None.
     """
+    if key is None:
+        return None
     salt = zlib.crc32(name.encode())
     fold = jax.random.fold_in
     for _ in range(key.ndim):

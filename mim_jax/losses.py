@@ -6,6 +6,7 @@ from typing import Literal
 import flax.struct
 import jax
 import jax.numpy as jnp
+import optax
 
 from mim_jax.frequencies import spectrum
 from mim_jax.ranges import Positive, Side
@@ -160,6 +161,21 @@ class TokenContrast:
         return cosines / self.temperature
 
 
+def recognition(logits, classes):
+    """How well logits [...,K] tell the right one of K classes, `classes` [...] int32: the mean of
+    the cross-entropy, and the share in which the right one is the first choice; float32 scalars.
+    """
+    entropy = optax.softmax_cross_entropy_with_integer_labels(logits, classes)
+    return entropy.mean(), (logits.argmax(axis=-1) == classes).astype(jnp.float32).mean()
+
+
+def token_similarity(tokens):
+    """Mean cosine of two tokens of an image, of itself too, over all pairs of tokens [B,N,D];
+    float32 scalar.
+    """
+    return jnp.mean(jnp.sum(unit(tokens).mean(axis=1) ** 2, axis=-1))
+
+
 def standardize_tokens(target, *, eps=1e-6, ddof=0):
     """Tokens [...,D], float32, each with mean 0 and variance 1 (LayerNorm without affine).
 
@@ -168,6 +184,18 @@ def standardize_tokens(target, *, eps=1e-6, ddof=0):
     target = target.astype(jnp.float32)
     mean = target.mean(axis=-1, keepdims=True)
     return (target - mean) / jnp.sqrt(target.var(axis=-1, keepdims=True, ddof=ddof) + eps)
+
+
+def standardize_channels(tokens, *, eps=1e-4):
+    """Tokens [B,N,D], float32, every channel with mean 0 and deviation 1 over the tokens of an
+    image: divided by the unbiased deviation plus `eps`.
+
+    Source: the predictions of Latent MIM (Wei et al., ECCV 2024), the released code.
+    """
+    centred = tokens - tokens.mean(axis=1, keepdims=True)
+    variance = tokens.var(axis=1, keepdims=True, ddof=1)
+    # The bound lets tokens that are all the same, as morphing may leave them, have a gradient.
+    return centred / (jnp.sqrt(jnp.maximum(variance, 1e-12)) + eps)
 
 
 def standardized_square(scores, values):

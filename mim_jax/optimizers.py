@@ -3,6 +3,8 @@ masks, layer decay.
 """
 
 import dataclasses
+import functools
+import re
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
@@ -13,6 +15,7 @@ import optax
 
 from mim_jax.clock import Clock
 from mim_jax.errors import UserError
+from mim_jax.parameter_rules import TOKENS_AND_TABLES
 from mim_jax.ranges import (
     AtLeastOne,
     Batch,
@@ -25,11 +28,9 @@ from mim_jax.ranges import (
     PositiveShare,
     Range,
 )
+from mim_jax.sharding import path_name
 
 Schedule = Callable[[jax.Array], jax.Array]
-
-# Parameters that are neither kernels nor biases or scales, by a part of their path.
-TOKENS_AND_TABLES = ('class_token', 'mask_token', 'registers', 'position', 'relative_position')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +55,11 @@ class OptimizerConfig:
     warmup_*: how long the rate rises, from `warmup_learning_rate`.
     scale_ends: the rule applies to the first and the last rate as well (SimMIM).
     weight_decay: of kernels; of biases, scales, tokens and position tables there is none.
-    end_weight_decay: it moves there along half a cosine, in the run's length times `horizon`
-      (I-JEPA: 0.04 to 0.4); None: it is constant.
+    end_weight_decay: it moves there along half a cosine, in the run's length times
+      `weight_decay_horizon`, None: `horizon` (I-JEPA: 0.04 to 0.4); None: it is constant.
+    constant_rates: pairs of an expression (`re.search`) for the path of a parameter and a learning
+      rate, which stays as it is, and `weight_decay` with it, whatever the schedules do to the
+      others (MOCA: (('_generator/', 1e-4),)). The first that fits counts.
     decay_also: which of TOKENS_AND_TABLES are decayed all the same. Code that goes by the number of
       dimensions, as BEiT's does, decays ('mask_token', 'relative_position').
     layer_decay: below 1, a parameter's rate is multiplied by it ** (distance from the top).
@@ -85,6 +89,8 @@ class OptimizerConfig:
     trust: Positive = 0.001
     weight_decay: NotNegative = 0.05
     end_weight_decay: NotNegative | None = None
+    weight_decay_horizon: AtLeastOne | None = None
+    constant_rates: tuple[tuple[str, Positive], ...] = ()
     decay_also: tuple[str, ...] = ()
     layer_decay: PositiveShare | None = None
     clip_norm: Positive | None = None
@@ -93,6 +99,12 @@ class OptimizerConfig:
         for name in self.decay_also:
             if name not in TOKENS_AND_TABLES:
                 raise ValueError(f'decay_also: {name!r} is none of {", ".join(TOKENS_AND_TABLES)}.')
+        for expression, _ in self.constant_rates:
+            try:
+                re.compile(expression)
+            except re.error as error:
+                told = f'constant_rates: {expression!r} is no expression ({error}).'
+                raise ValueError(told) from None
 
 
 def make_schedule(config: OptimizerConfig, clock: Clock) -> Schedule:
@@ -128,7 +140,8 @@ def make_decay_schedule(config: OptimizerConfig, clock: Clock) -> Schedule | flo
     start, end = config.weight_decay, config.end_weight_decay
     if end is None:
         return start
-    falling = optax.cosine_decay_schedule(1.0, max(round(config.horizon * clock.total_steps), 1))
+    horizon = config.weight_decay_horizon or config.horizon
+    falling = optax.cosine_decay_schedule(1.0, max(round(horizon * clock.total_steps), 1))
     return lambda step: end + (start - end) * falling(step)
 
 
@@ -140,6 +153,7 @@ def make_optimizer(
     decayed: Any,
     layers: Any,
     num_layers: int,
+    constant: dict[str, float] | None = None,
 ) -> optax.GradientTransformation:
     """The update rule.
 
@@ -149,20 +163,22 @@ def make_optimizer(
         layers: tree over the parameters of layer ids (int, or int array [depth] for stacked
             blocks), 0 the embedding.
         num_layers: the id of the head, which keeps the full rate.
+        constant: learning rates by path, for parameters that follow neither schedule.
     """
-    parts = []
+    constant, parts = constant or {}, []
+    add_decay = _add_decay(decay, decayed, constant, config.weight_decay)
+    scale_by_rate = _scale_by_rate(schedule, constant)
     if config.clip_norm is not None:
         parts.append(optax.clip_by_global_norm(config.clip_norm))
     if config.rule == 'adamw':
         adam = optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.eps)
-        rate = optax.scale_by_learning_rate(schedule)
-        parts.append(optax.chain(adam, _add_decay(decay, decayed), rate))
+        parts.append(optax.chain(adam, add_decay, scale_by_rate))
     else:
-        parts.append(_add_decay(decay, decayed))
+        parts.append(add_decay)
         if config.rule == 'lars':
             parts.append(_scale_by_trust(config.trust, decayed, layers))
         # The rate is applied behind the momentum: where it changes, older gradients change too.
-        parts += [optax.trace(decay=config.momentum), optax.scale_by_learning_rate(schedule)]
+        parts += [optax.trace(decay=config.momentum), scale_by_rate]
     if config.layer_decay is not None and config.layer_decay != 1:
         parts.append(_scale_by_layer(config.layer_decay, layers, num_layers))
     return optax.chain(*parts)
@@ -188,24 +204,49 @@ def trained(params: dict[str, Any], *, frozen: tuple[str, ...]) -> dict[str, Any
     return kept
 
 
-def _add_decay(decay: Schedule | float, decayed: Any) -> optax.GradientTransformation:
-    """Updates plus the decay times the parameter, where `decayed`."""
+def _add_decay(
+    decay: Schedule | float, decayed: Any, constant: dict[str, float], first: float
+) -> optax.GradientTransformation:
+    """Updates plus the decay times the parameter, where `decayed`; of the parameters in `constant`
+    plus `first` times it.
+    """
     if not callable(decay):
         return optax.add_decayed_weights(decay, mask=decayed)
 
-    # optax has a schedule here, too, but hides the type of its count, which goes on in steps that
-    # are refused (`TrainStep`).
+    def added(now: jax.Array, path: tuple, update: Any, param: Any, wanted: bool) -> jax.Array:
+        factor = first if path_name(path) in constant else now
+        return update + factor * param if wanted else update
+
+    return _by_schedule(decay, added, decayed)
+
+
+def _scale_by_rate(schedule: Schedule, constant: dict[str, float]) -> optax.GradientTransformation:
+    """Updates times minus the learning rate; parameters in `constant` have that rate."""
+    if not constant:
+        return optax.scale_by_learning_rate(schedule)
+
+    def scaled(now: jax.Array, path: tuple, update: Any, param: Any) -> jax.Array:
+        return update * -constant.get(path_name(path), now)
+
+    return _by_schedule(schedule, scaled)
+
+
+def _by_schedule(
+    schedule: Schedule, function: Callable[..., jax.Array], *trees: Any
+) -> optax.GradientTransformation:
+    """Updates become function(the schedule's number, path, update, parameter, *leaves of trees).
+
+    optax has the like, but hides the type of its count, which goes on in steps that are refused
+    (`TrainStep`), or knows no paths.
+    """
+
     def init(params: Any) -> optax.ScaleByScheduleState:
         return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
 
     def apply(updates: Any, state: optax.ScaleByScheduleState, params: Any) -> tuple[Any, Any]:
-        factor = decay(state.count)
-
-        def one(update: jax.Array, param: jax.Array, wanted: bool) -> jax.Array:
-            return update + factor * param if wanted else update
-
-        count = optax.safe_increment(state.count)
-        return jax.tree.map(one, updates, params, decayed), optax.ScaleByScheduleState(count)
+        one = functools.partial(function, schedule(state.count))
+        updates = jax.tree_util.tree_map_with_path(one, updates, params, *trees)
+        return updates, optax.ScaleByScheduleState(optax.safe_increment(state.count))
 
     return optax.GradientTransformation(init, apply)
 

@@ -170,12 +170,11 @@ class Trainer:
         for line in filter(None, (whole, self.evaluation.missing)):
             self.logger.message(line)
         self.state, self.batches, progress = self._start()
-        self.refused, allowed = progress.get('refused', 0), self.run.train.skip_nonfinite
-        if self.refused > allowed:
-            raise UserError(
-                f'{self.workdir}: {self.refused} of its steps were not finite and left out, more '
-                f'than config.train.skip_nonfinite = {allowed} allows; raise it.'
-            )
+        self.refusals = nonfinite.Refusals(
+            self.workdir,
+            allowed=self.run.train.skip_nonfinite,
+            count=progress.get('refused', 0),
+        )
         own = ('learning_rate', 'param_norm', *self.program.objective.momentary)
         self.interval = Interval(own, progress.get('interval'))
         self.watch = Watch(
@@ -285,7 +284,11 @@ class Trainer:
         """Saves the state, which is that after the last step whose metrics were looked at."""
         step, data_state = self._seen
         self.logger.sync()  # a run that goes on from here has every line before
-        progress = {'data': data_state, 'refused': self.refused, 'interval': self.interval.state}
+        progress = {
+            'data': data_state,
+            'refused': self.refusals.count,
+            'interval': self.interval.state,
+        }
         self.checkpoints.save(step, self.state, progress)
         self._saved_at = time.monotonic()
 
@@ -363,14 +366,15 @@ class Trainer:
         blocks = metrics.pop('blocks', {})
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if nonfinite.wrong(metrics):
-            self._refused(step, metrics)
+            items = self.batches.items(step - 1)
+            self.logger.message(self.refusals.add(step, metrics, items, save=self._save_before))
         else:
             self.interval.add(metrics)
         self._seen = step, data_state
         if self._has_line(step):
             values = {f'train/{name}': value for name, value in self.interval.take().items()}
-            if self.refused:
-                values['train/refused_steps'] = self.refused
+            if self.refusals.count:
+                values['train/refused_steps'] = self.refusals.count
             if self.batches.num_corrupt:
                 values['data/corrupt_images'] = self.batches.num_corrupt
             values |= self.speed.measure(step) | health.line(self.program, blocks, checkup)
@@ -378,28 +382,13 @@ class Trainer:
             for warning in self.watch.add({'step': step, **values}):
                 self.logger.message(warning)
 
-    def _refused(self, step: int, metrics: dict[str, float]) -> None:
-        """Records a step that `TrainStep` refused. One too many ends the run, in whose state no
-        step has moved since.
-        """
-        wrong = nonfinite.wrong(metrics)
-        look = nonfinite.record(self.workdir, step, metrics, self.batches.items(step - 1))
-        allowed = self.run.train.skip_nonfinite
-        if self.refused < allowed:
-            self.refused += 1
-            count = f'{self.refused} of at most {allowed}'
-            self.logger.message(f'Step {step}: {wrong}; it was left out ({count}). {look}')
-            return
-        saved = 'nothing was to be saved'
-        if step > 1:
-            self._save()
-            self.checkpoints.wait()
-            saved = f'step {step - 1} is saved'
-        raise UserError(
-            f'Step {step}: {wrong}, so the run was stopped; the step changed nothing, {saved}. '
-            f'{look} A lower optimizer.learning_rate or a smaller optimizer.clip_norm often helps; '
-            'train.skip_nonfinite leaves such steps out, up to a number of them.'
-        )
+    def _save_before(self, step: int) -> str:
+        """Saves the state before a step that ends the run; says so."""
+        if step == 1:
+            return 'nothing was to be saved'
+        self._save()
+        self.checkpoints.wait()
+        return f'step {step - 1} is saved'
 
     def _evaluate(self, check: Callable[[], None] = lambda: None) -> None:
         values = self.evaluation.run(self.state.variables, check=check)

@@ -111,6 +111,18 @@ def test_standardised_tokens():
     np.testing.assert_allclose(tokens.std(axis=-1, ddof=1), 1, rtol=1e-4)
 
 
+def test_channels_over_the_tokens_of_an_image():
+    tokens = np.random.default_rng(0).normal(3, 5, (2, 6, 4)).astype(np.float32)
+    found = np.asarray(losses.standardize_channels(tokens))
+    expected = (tokens - tokens.mean(axis=1, keepdims=True)) / tokens.std(
+        axis=1, ddof=1, keepdims=True
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    same = np.ones((1, 5, 4), np.float32)
+    gradient = jax.grad(lambda x: losses.standardize_channels(x).sum())(same)
+    assert np.isfinite(gradient).all()
+
+
 IMAGES, OTHERS = np.random.default_rng(0).normal(size=(2, 3, 12, 8, 3)).astype(np.float32)
 
 

@@ -16,6 +16,7 @@ from mim_jax.optimizers import (
     make_schedule,
     trained,
 )
+from mim_jax.parameter_rules import constant_rates
 
 CLOCK = Clock(batch_size=1024, epoch_examples=1024, total_steps=100)
 
@@ -233,6 +234,63 @@ def test_lars_and_sgd_equal_a_plain_loop(rule):
         np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
     moved = np.abs(expected['blocks'] - params['blocks']).max(axis=(1, 2))
     assert rule == 'sgd' or moved[1] > 10 * moved[0]  # of its own norm
+
+
+@pytest.mark.parametrize('rule', ['adamw', 'sgd'])
+def test_parameters_with_a_rate_of_their_own_follow_no_schedule(rule):
+    """MOCA: the weight generators keep rate and decay, while those of all others move."""
+    config = OptimizerConfig(
+        rule=rule,
+        learning_rate=0.1,
+        scaling='none',
+        beta1=0.0,
+        beta2=0.0,
+        momentum=0.0,
+        weight_decay=0.05,
+        end_weight_decay=0.2,
+        horizon=2.0,
+        weight_decay_horizon=1.0,
+        constant_rates=(('word_gen.*kernel', 0.3), ('_gen', 0.03)),
+    )
+    clock = Clock(1024, 1024, 4)
+    params = {
+        'encoder': {'kernel': jnp.array([2.0, -1.0])},
+        'word_gen': {'kernel': jnp.array([3.0]), 'bias': jnp.array([1.0])},
+    }
+    constant = constant_rates(params, rules=config.constant_rates)
+    assert constant == {'word_gen/kernel': 0.3, 'word_gen/bias': 0.03}
+    decayed = {'encoder': {'kernel': True}, 'word_gen': {'kernel': True, 'bias': False}}
+    optimizer = make_optimizer(
+        config,
+        make_schedule(config, clock),
+        decay=make_decay_schedule(config, clock),
+        decayed=decayed,
+        layers=jax.tree.map(lambda x: 0, params),
+        num_layers=1,
+        constant=constant,
+    )
+    expected, state = jax.tree.map(np.float64, params), optimizer.init(params)
+    for step in range(4):
+        grads = jax.tree.map(lambda x, size=step - 2.5: np.full(x.shape, size), params)
+        updates, state = optimizer.update(jax.tree.map(np.float32, grads), state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+        rate = 0.1 * 0.5 * (1 + math.cos(math.pi * step / 8))
+        decay = 0.2 - 0.15 * 0.5 * (1 + math.cos(math.pi * step / 4))
+        move = np.sign(step - 2.5) if rule == 'adamw' else step - 2.5
+        kernel, mine = expected['encoder']['kernel'], expected['word_gen']
+        expected['encoder']['kernel'] = kernel - rate * (move + decay * kernel)
+        mine['kernel'] = mine['kernel'] - 0.3 * (move + 0.05 * mine['kernel'])
+        mine['bias'] = mine['bias'] - 0.03 * move
+    for name, value in jax.tree_util.tree_leaves_with_path(params):
+        part, leaf = (key.key for key in name)
+        np.testing.assert_allclose(value, expected[part][leaf], rtol=1e-5)
+
+
+def test_a_constant_rate_is_for_a_parameter():
+    with pytest.raises(UserError, match="constant_rates: 'head' is for no parameter"):
+        constant_rates({'encoder': jnp.ones(2)}, rules=(('enc', 1.0), ('head', 1.0)))
+    with pytest.raises(ValueError, match=r"constant_rates: '\(' is no expression"):
+        OptimizerConfig(constant_rates=(('(', 1.0),))
 
 
 def test_frozen_parts_by_name():

@@ -28,7 +28,7 @@ FOLLOW += ['beitv2', 'beitv2:vitb', 'beitv2:cifar10', 'conmim', 'conmim:vitb', '
 FOLLOW += ['finetune', 'segmentation', 'transfer']
 # Released codes of their own that cut tokens in the same way, and that decay tokens.
 CUT = ['cae', 'caev2', 'data2vec']
-DECAY = [*CUT, 'ijepa', 'dmtjepa', 'salt', 'salt_teacher', 'latentmim']
+DECAY = [*CUT, 'ijepa', 'dmtjepa', 'salt', 'salt_teacher', 'latentmim', 'moca']
 COUNT = ['dtm', 'dtm:vitb', 'dtm_vitb', 'dtm_vits', 'dtm_vitl', 'beitv2', 'beitv2:vitb']
 COUNT += ['conmim', 'conmim:vitb', 'finetune']
 COUNT += ['cae', 'caev2', 'data2vec', 'de3', 'ijepa', 'dmtjepa']

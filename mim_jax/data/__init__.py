@@ -12,9 +12,12 @@ from mim_jax.data.pipeline import EvalBatches, TrainBatches, eval_batches, train
 from mim_jax.data.prefetch import DevicePrefetch, device_prefetch
 from mim_jax.data.sources import SOURCES, Source, make_source
 from mim_jax.data.specification import ArraySpec, Views, batch_spec, check_views, eval_views
-from mim_jax.data.view import Colors, Crop, View
+from mim_jax.data.view import FIRST_COLORS, JITTER, SECOND_COLORS, Colors, Crop, View
 
 __all__ = [
+    'FIRST_COLORS',
+    'JITTER',
+    'SECOND_COLORS',
     'SOURCES',
     'ArraySpec',
     'Colors',

@@ -97,6 +97,12 @@ class Colors:
         check_ordered(self, 'blur_sigma')
 
 
+# What BYOL's two views have (Grill et al., NeurIPS 2020), as many methods after it.
+JITTER = Colors(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, probability=0.8)
+FIRST_COLORS = dataclasses.replace(JITTER, grey=0.2, blur=1.0)
+SECOND_COLORS = dataclasses.replace(JITTER, grey=0.2, blur=0.1, solarize=0.2)
+
+
 @dataclasses.dataclass(frozen=True)
 class View:
     """One picture that a batch holds of every item; made by `DataConfig.view`.

@@ -60,6 +60,13 @@ class Blocks:
             return values.mean()
         return values.mean(where=jnp.broadcast_to(self.counted, values.shape))
 
+    def covered(self, *, num_tokens):
+        """Where each target block lies, bool [B,T,N]."""
+        slots = jax.nn.one_hot(self.targets, num_tokens, dtype=bool)
+        if self.counted is not None:
+            slots &= self.counted[:, None]
+        return slots.any(axis=2)
+
     def placed(self, values, *, num_tokens):
         """Values [B,T,P,D] of the targets at their places, [B,N,D]: the mean where blocks overlap,
         0 where none is; and bool [B,N], where one is.

@@ -1,44 +1,10 @@
-"""Convolutions on maps [B,H,W,C], and batch norm that keeps running averages."""
+"""Convolutions on maps [B,H,W,C]."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mim_jax.models.heads import BATCH_NORM_EPS
-
-# Share of the newest batch in the running averages: PyTorch's `momentum`.
-NEWEST = 0.1
-
-
-class RunningNorm(nn.Module):
-    """Batch norm over all axes but the last, float32, eps 1e-5.
-
-    In training it takes the statistics of the batch in hand (under jit those of the global batch,
-    as SyncBatchNorm) and moves its averages a tenth of the way to them, the variance's by the
-    unbiased one; otherwise it takes the averages. Parameters: scale, bias; collection `state`:
-    mean, variance.
-    """
-
-    @nn.compact
-    def __call__(self, x, *, train):
-        x = x.astype(jnp.float32)
-        shape = x.shape[-1:]
-        scale = self.param('scale', nn.initializers.ones, shape)
-        bias = self.param('bias', nn.initializers.zeros, shape)
-        averages = (
-            self.variable('state', 'mean', jnp.zeros, shape),
-            self.variable('state', 'variance', jnp.ones, shape),
-        )
-        mean, variance = (average.value for average in averages)
-        if train:
-            axes = tuple(range(x.ndim - 1))
-            mean = x.mean(axes)
-            variance = ((x - mean) ** 2).mean(axes)
-            count = x.size // x.shape[-1]
-            newest = mean, variance * count / max(count - 1, 1)
-            for average, new in zip(averages, newest, strict=True):
-                average.value = (1 - NEWEST) * average.value + NEWEST * jax.lax.stop_gradient(new)
-        return (x - mean) / jnp.sqrt(variance + BATCH_NORM_EPS) * scale + bias
+from mim_jax.models.batch_norm import BatchNorm
 
 
 class ConvUnit(nn.Module):
@@ -62,7 +28,7 @@ class ConvUnit(nn.Module):
             kernel_init=nn.initializers.variance_scaling(2.0, 'fan_out', 'normal'),
             name='conv',
         )(x)
-        return jax.nn.relu(RunningNorm(name='norm')(x, train=train)).astype(self.dtype)
+        return jax.nn.relu(BatchNorm(running=True, name='norm')(x, train=train)).astype(self.dtype)
 
 
 class Doubled(nn.Module):

@@ -8,7 +8,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mim_jax.models.blocks import REMAT_POLICIES, Block, CrossBlock, blocks_of, stacked_blocks
+from mim_jax.models.blocks import (
+    REMAT_POLICIES,
+    Block,
+    CrossBlock,
+    blocks_of,
+    drop_path_factors,
+    stacked_blocks,
+)
 from mim_jax.models.initializers import INITS, normal_token
 from mim_jax.models.positions import RelativePosition, sincos_table
 from mim_jax.models.tokenwise import Linear, layer_norm
@@ -178,11 +185,16 @@ class PatchAggregation(nn.Module):
     depth: int
 
     @nn.compact
-    def __call__(self, tokens, *, keep=None, shared=None):
-        """`keep` [depth,2,B] as in `Block`; `shared`: parameters of the encoder's relative position
-        table that all its blocks use, or None.
+    def __call__(self, tokens, *, drop_path_keys=None, shared=None):
+        """drop_path_keys: typed keys [B] or None, see `ViT.apply`. shared: parameters of the
+        encoder's relative position table that all its blocks use, or None.
         """
         c = self.encoder
+        keep = None
+        if drop_path_keys is not None and c.drop_path > 0:
+            keep = drop_path_factors(drop_path_keys, rate=c.drop_path, depth=c.depth)
+            # With the rates of the encoder's blocks that follow.
+            keep = keep[jnp.minimum(self.first + jnp.arange(self.depth), c.depth - 1)]
         relative = functools.partial(
             RelativePosition, c.heads, self.grid, True, stored=c.grid and tuple(c.grid)
         )

@@ -7,13 +7,13 @@ import numpy as np
 
 from mim_jax.errors import UserError
 from mim_jax.losses import unit
+from mim_jax.models.batch_norm import BatchNorm
 from mim_jax.models.initializers import kernel_init
 from mim_jax.models.pooling import AttentivePool
 from mim_jax.models.tokenwise import ACTIVATIONS, Linear, layer_norm
 
 POOLINGS = ('mean', 'class_token', 'attentive')
 HIDDEN_ACTIVATIONS = {'relu': jax.nn.relu, 'tanh': jnp.tanh, 'gelu': ACTIVATIONS['gelu']}
-BATCH_NORM_EPS = 1e-5
 
 
 class TokenHead(nn.Module):
@@ -194,27 +194,6 @@ class WeightGenerator(nn.Module):
         return unit(x.astype(jnp.float32) + words.astype(jnp.float32))
 
 
-class BatchNorm(nn.Module):
-    """(x - mean) / sqrt(var + 1e-5) * scale + bias of [...,D] over all axes but the last, float32.
-
-    Under jit the axes are those of the global batch, however it is split over devices. Without
-    `affine` there are no scale and bias.
-    """
-
-    affine: bool = True
-
-    @nn.compact
-    def __call__(self, x):
-        x = x.astype(jnp.float32)
-        axes = tuple(range(x.ndim - 1))
-        centred = x - x.mean(axes)
-        x = centred / jnp.sqrt((centred**2).mean(axes) + BATCH_NORM_EPS)
-        if not self.affine:
-            return x
-        scale = self.param('scale', nn.initializers.ones, x.shape[-1:])
-        return x * scale + self.param('bias', nn.initializers.zeros, x.shape[-1:])
-
-
 class PooledClassifier(nn.Module):
     """Logits float32 [B,classes] from an `Encoded`: of the mean patch token, the class token, or
     all of them by `AttentivePool` with `heads`.
@@ -224,9 +203,8 @@ class PooledClassifier(nn.Module):
     deviation, times `init_scale`; 0.001 in those recipes, so that logits start nearly equal.
     Parameters: pool, norm, linear.
 
-    With `batch_norm` the linear layer is fed (x - mean) / sqrt(var + 1e-6), without parameters (the
-    form of MAE's linear probe): with `train` of the batch in hand, however it is split over
-    devices, else of the running averages (decay 0.9) in the collection `batch_stats`.
+    With `batch_norm` a `BatchNorm` of running averages, without parameters and with eps 1e-6, feeds
+    the linear layer (the form of MAE's linear probe).
     """
 
     classes: int
@@ -252,15 +230,8 @@ class PooledClassifier(nn.Module):
         if self.norm:
             x = layer_norm(self.norm_eps, self.dtype, 'norm')(x)
         if self.batch_norm:
-            x = nn.BatchNorm(
-                use_running_average=not train,
-                momentum=0.9,
-                epsilon=1e-6,
-                use_scale=False,
-                use_bias=False,
-                use_fast_variance=False,
-                name='batch_norm',
-            )(x.astype(jnp.float32))
+            norm = BatchNorm(affine=False, running=True, eps=1e-6, name='batch_norm')
+            x = norm(x, train=train)
         init = kernel_init('beit', scale=self.init_scale)
         logits = nn.Dense(self.classes, dtype=self.dtype, kernel_init=init, name='linear')(x)
         return logits.astype(jnp.float32)

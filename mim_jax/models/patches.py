@@ -45,6 +45,22 @@ def unpatchify(patches, *, grid, patch_size):
     return images.reshape(batch, h * p, w * q, channels)
 
 
+def size_of_cells(image_size, *, patch_size, gap):
+    """(height, width) of images whose cells are `gap` pixels larger both ways than the patches of
+    images of `image_size`.
+    """
+    grid = patch_grid(image_size, patch_size)
+    return tuple(size + gap * patches for size, patches in zip(image_size, grid, strict=True))
+
+
+def cut_at_random(keys, images, *, patch_size, gap):
+    """As `cut_from_cells`, with corners drawn from 0 to gap - 1, from one key per image [B]."""
+    (p, q), (height, width) = patch_size, images.shape[1:3]
+    shape = (height // (p + gap) * (width // (q + gap)), 2)
+    corners = jax.vmap(lambda key: jax.random.randint(key, shape, 0, gap))(keys)
+    return cut_from_cells(images, corners, patch_size=patch_size, gap=gap)
+
+
 def cut_from_cells(images, corners, *, patch_size, gap):
     """Images [B,h*p,w*q,C] put together of one patch (p,q) out of each cell of (p+gap,q+gap) pixels
     of images [B,h*(p+gap),w*(q+gap),C].

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from mim_jax import keys as named_keys
-from mim_jax.models.convolutions import ConvUnit, Doubled, RunningNorm
+from mim_jax.models.batch_norm import BatchNorm
+from mim_jax.models.convolutions import ConvUnit, Doubled
 from mim_jax.models.resizing import adaptive_average, bilinear, halved_by_maximum
 from mim_jax.ranges import Depth, Fraction, NotNegative, Side, Width
 
@@ -146,7 +147,7 @@ class Pyramid(nn.Module):
     def __call__(self, maps, *, train):
         first, second, third, fourth = maps
         double = functools.partial(Doubled, first.shape[-1], self.dtype)
-        x = RunningNorm(name='norm')(double(name='double1')(first), train=train)
+        x = BatchNorm(running=True, name='norm')(double(name='double1')(first), train=train)
         x = double(name='double2')(jax.nn.gelu(x, approximate=False).astype(self.dtype))
         return x, double(name='double')(second), third, halved_by_maximum(fourth)
 

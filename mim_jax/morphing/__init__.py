@@ -165,7 +165,7 @@ class Morphing:
         given = {'images': images, 'grid': grid, 'merged': merged}
         found = []
         for i, draw_key in enumerate(jax.random.split(key, self._draws(target.shape[1]))):
-            draw_keys = None if keys is None else named_keys.named(keys, f'draw{i}')
+            draw_keys = named_keys.named(keys, f'draw{i}')
             found.append(self._grouped(draw_key, target, draw_keys, **given))
         return found
 

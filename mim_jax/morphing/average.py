@@ -13,20 +13,21 @@ def morph(x, groups):
     the map itself. A loss averaged over all morphed tokens weighs each group by its size.
 
     Args:
-      x: [B, N, D], any float dtype.
-      groups: [B, N] integers in 0..N-1; tokens of an image with the same number form a group.
+      x: [..., N, D], any float dtype.
+      groups: [..., N] integers in 0..N-1; tokens of an image with the same number form a group.
 
     Returns:
-      [B, N, D] float32.
+      [..., N, D] float32.
 
     Raises:
       ValueError: the shapes do not fit.
     """
-    if x.ndim != 3 or groups.shape != x.shape[:2]:
+    if x.ndim < 3 or groups.shape != x.shape[:-1]:
         raise ValueError(
-            f'x must be [B, N, D] and groups [B, N], got {x.shape} and {groups.shape}.'
+            f'x must be [..., N, D] and groups [..., N], got {x.shape} and {groups.shape}.'
         )
-    return _average(x.astype(jnp.float32), groups)
+    flat = x.reshape(-1, *x.shape[-2:]).astype(jnp.float32)
+    return _average(flat, groups.reshape(-1, x.shape[-2])).reshape(x.shape)
 
 
 @jax.custom_vjp

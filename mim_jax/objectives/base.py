@@ -1,22 +1,20 @@
 """The contract of an objective: what trainer, evaluators and pictures ask of a method."""
 
 import dataclasses
-import re
 from typing import Any
 
 import jax
-import numpy as np
 
+from mim_jax import parameter_rules
 from mim_jax.clock import Clock
 from mim_jax.config import context
 from mim_jax.data import DataConfig, View
+from mim_jax.errors import UserError
 from mim_jax.inputs import Inputs
 from mim_jax.losses import Weighted
 from mim_jax.models.patches import patch_grid
 from mim_jax.models.vit import Encoded, ViT
-from mim_jax.optimizers import TOKENS_AND_TABLES
 from mim_jax.panels import Sheets
-from mim_jax.sharding import path_name
 
 Variables = dict[str, Any]
 Batch = dict[str, jax.Array]
@@ -35,18 +33,31 @@ class Objective:
     inputs: Inputs = context()
     clock: Clock | None = context()
 
+    # Fields of the model that must be True.
+    needs = ()
+
     def bind(self, encoder: ViT, inputs: Inputs, clock: Clock | None = None) -> 'Objective':
         """This objective for an encoder, inputs and a run; raises UserError where they do not fit.
 
         Without a clock (to look at a network outside of a run) nothing that depends on how far the
         run is can be asked.
         """
+        for field in self.needs:
+            if not getattr(encoder, field):
+                raise UserError(
+                    f'config.model.{field} = False, but this objective needs it; set it to True.'
+                )
         return dataclasses.replace(self, encoder=encoder, inputs=inputs, clock=clock)
 
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches (h, w) of the student's images."""
         return patch_grid(self.inputs.image_size, self.encoder.patch_size)
+
+    @property
+    def num_patches(self) -> int:
+        """Of one of the student's images."""
+        return self.grid[0] * self.grid[1]
 
     @property
     def averaged(self) -> tuple[str, ...]:
@@ -170,37 +181,9 @@ class Objective:
         return {}
 
     def weight_decayed(self, params: Any, *, also: tuple[str, ...] = ()) -> Any:
-        """Tree of bool over `params`: biases, scales, 1-D parameters, tokens and tables are not
-        decayed, except for those of TOKENS_AND_TABLES that `also` names.
-        """
-
-        def decayed(path: tuple, leaf: Any) -> bool:
-            name = path_name(path)
-            # The first that is found: a position table's own entry for the class token is its part.
-            special = re.search(rf'(?:^|/)({"|".join(TOKENS_AND_TABLES)})(?:/|$)', name)
-            if special is not None:
-                return special.group(1) in also
-            stacked = re.search(r'(^|/)blocks/', name) is not None
-            return leaf.ndim - stacked > 1 and not re.search(NO_DECAY, name)
-
-        return jax.tree_util.tree_map_with_path(decayed, params)
+        """Tree of bool over `params`, see `parameter_rules.weight_decayed`."""
+        return parameter_rules.weight_decayed(params, also=also)
 
     def layers(self, params: Any) -> Any:
-        """Tree over `params` of layer ids for layer-wise decay: 0 the embedding, 1 to depth the
-        encoder's blocks (an array for stacked ones), depth + 1 everything after them, and (as in
-        BEiT's code) the relative position table that all of them share.
-        """
-        depth = self.encoder.depth
-
-        def layer(path: tuple, leaf: Any) -> Any:
-            name = path_name(path)
-            if name.startswith('encoder/blocks/'):
-                return np.arange(1, depth + 1)
-            if re.match(r'encoder/(?!final_norm|relative_position)', name):
-                return 0
-            return depth + 1
-
-        return jax.tree_util.tree_map_with_path(layer, params)
-
-
-NO_DECAY = r'(bias|scale)'
+        """Tree over `params` of layer ids for layer-wise decay, see `parameter_rules.layers`."""
+        return parameter_rules.layers(params, depth=self.encoder.depth)

@@ -10,20 +10,19 @@ from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from mim_jax import keys, panels
 from mim_jax.clock import Clock
 from mim_jax.config import choice
 from mim_jax.errors import UserError
 from mim_jax.inputs import Inputs
-from mim_jax.masking import MASKINGS, hidden_ids
-from mim_jax.models.blocks import drop_path_factors
+from mim_jax.losses import recognition
+from mim_jax.masking import MASKINGS
 from mim_jax.models.decoders import PatchAggregation
 from mim_jax.models.heads import TokenHead
-from mim_jax.models.tokenwise import layer_norm
-from mim_jax.models.vit import ViT
+from mim_jax.models.vit import Encoded, ViT
 from mim_jax.objectives.base import Batch, Objective, Variables
+from mim_jax.objectives.masked import Masked
 from mim_jax.objectives.morphed import Morphed
 from mim_jax.objectives.targeted import Targeted
 from mim_jax.panels import Sheets
@@ -32,7 +31,7 @@ from mim_jax.targets.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
-class BEiTv2(Morphed, Targeted):
+class BEiTv2(Masked, Morphed, Targeted):
     """The defaults are those of the released code.
 
     target: the tokenizer.
@@ -49,40 +48,31 @@ class BEiTv2(Morphed, Targeted):
     branch_layer: Depth = 9
     branch_depth: Annotated[int, Range(0, 1000)] = 2
 
+    needs = ('mask_token', 'class_token', 'final_norm')
+
     def bind(self, encoder: ViT, inputs: Inputs, clock: Clock | None = None) -> Objective:
-        for field in ('mask_token', 'class_token', 'final_norm'):
-            if not getattr(encoder, field):
-                raise UserError(
-                    f'config.model.{field} = False, but BEiT v2 needs it; set it to True.'
-                )
         if self.branch_depth and not 1 <= self.branch_layer < encoder.depth:
             raise UserError(
                 f'config.objective.branch_layer = {self.branch_layer}: the encoder has '
                 f'{encoder.depth} blocks; choose one before the last.'
             )
-        bound = super().bind(encoder, inputs, clock)
-        self.masking.count(bound.grid)  # says what is wrong where the mask does not fit the grid
-        self.morphing.check(bound.num_grouped)
-        return bound
+        return super().bind(encoder, inputs, clock)
 
     def init_predictor(self, key: jax.Array, features: int) -> Variables:
         tokens = jnp.zeros((1, 1, self.encoder.width))
         params = {'head': self._head().init(keys.named(key, 'head'), tokens)['params']}
         if self.branch_depth:
-            tokens = jnp.zeros((1, 1 + self.grid[0] * self.grid[1], self.encoder.width))
+            tokens = jnp.zeros((1, 1 + self.num_patches, self.encoder.width))
             key = keys.named(key, 'branch')
             params['branch'] = self._branch().init(key, tokens)['params']
         return params
-
-    def mask(self, variables: Variables, batch: Batch, step: jax.Array) -> jax.Array:
-        return self.masking(keys.named(batch['keys'], 'mask'), grid=self.grid)
 
     def loss(
         self, variables: Variables, batch: Batch, key: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array], Any]:
         images, params = batch['images'], variables['params']
         mask = self.mask(variables, batch, step)
-        hidden = hidden_ids(mask, num_hidden=self.masking.count(self.grid))[..., None]
+        hidden = self.places(mask)[1][..., None]
         with jax.named_scope('student'):
             outputs = self.student(params, images, mask, drop_path_keys=batch['keys'])
         with jax.named_scope('target'):
@@ -98,9 +88,9 @@ class BEiTv2(Morphed, Targeted):
             tokens = jnp.take_along_axis(tokens, hidden, axis=1)
             for part in jnp.split(tokens, len(outputs), axis=-1):
                 logits = self._head().apply({'params': params['head']}, part)
-                entropy = optax.softmax_cross_entropy_with_integer_labels(logits, codes)
-                losses.append(entropy.mean())
-                hits.append((logits.argmax(axis=-1) == codes).astype(jnp.float32).mean())
+                entropy, hit = recognition(logits, codes)
+                losses.append(entropy)
+                hits.append(hit)
         # Both outputs have weight 1; draws of schedules are averaged.
         loss = sum(losses) / len(pairs)
         return loss, {'accuracy': sum(hits[:: len(outputs)]) / len(pairs)}, {}
@@ -109,40 +99,22 @@ class BEiTv2(Morphed, Targeted):
         self, params: Any, images: jax.Array, mask: jax.Array, drop_path_keys: Any = None
     ) -> list[jax.Array]:
         """Normalised patch tokens [B,N,D]: the encoder's, and where there is one the branch's."""
-        encoder = dataclasses.replace(self.encoder, final_norm=False)
-        weights = dict(params['encoder'])
-        final_norm = {'params': weights.pop('final_norm')}
-        layers = (self.branch_layer,) if self.branch_depth else ()
-        named = None if drop_path_keys is None else keys.named(drop_path_keys, 'drop_path')
-        encoded = encoder.apply(
-            {'params': weights},
-            self.inputs.normalize(images),
-            mask=mask,
-            drop_path_keys=named,
-            layers=layers,
-        )
+        layers = (self.branch_layer, self.encoder.depth) if self.branch_depth else ()
+        own = keys.named(drop_path_keys, 'drop_path')
+        encoded = self.encode(params, images, mask=mask, keys=own, layers=layers)
         outputs = [encoded.tokens]
         if self.branch_depth:
-            keep = None
-            if drop_path_keys is not None and self.encoder.drop_path > 0:
-                keep = drop_path_factors(
-                    keys.named(drop_path_keys, 'branch'),
-                    rate=self.encoder.drop_path,
-                    depth=self.encoder.depth,
-                )
-                # The branch continues from its layer with the rates of the blocks that follow.
-                places = self.branch_layer + jnp.arange(self.branch_depth)
-                keep = keep[jnp.minimum(places, self.encoder.depth - 1)]
-            tokens = [encoded.class_token[:, None], encoded.layers[self.branch_layer].tokens]
+            early, last = (encoded.layers[block] for block in layers)
             branch = self._branch().apply(
                 {'params': params['branch']},
-                jnp.concatenate(tokens, axis=1),
-                keep=keep,
-                shared=weights.get('relative_position'),
+                jnp.concatenate([last.class_token[:, None], early.tokens], axis=1),
+                drop_path_keys=keys.named(drop_path_keys, 'branch'),
+                shared=params['encoder'].get('relative_position'),
             )
-            outputs.append(branch[:, 1:])
-        norm = layer_norm(self.encoder.norm_eps, self.encoder.dtype, None)
-        return [norm.apply(final_norm, tokens) for tokens in outputs]
+            # The encoder's final norm serves both.
+            branch = self.encoder.normed(params['encoder'], Encoded(branch[:, 1:]))
+            outputs.append(branch.tokens)
+        return outputs
 
     def pictures(
         self, variables: Variables, batch: Batch, key: jax.Array, step: jax.Array

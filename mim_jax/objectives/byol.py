@@ -12,14 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from mim_jax import keys
-from mim_jax.clock import Clock
 from mim_jax.config import choice
 from mim_jax.data import DataConfig, View
-from mim_jax.inputs import Inputs
 from mim_jax.losses import DISTANCES, cosine_distance
 from mim_jax.models.heads import MLPHead
-from mim_jax.models.vit import ViT
-from mim_jax.objectives.base import Batch, Objective, Variables
+from mim_jax.objectives.base import Batch, Variables
 from mim_jax.objectives.morphed import Morphed
 from mim_jax.panels import Sheets
 from mim_jax.ranges import NotNegative, Width
@@ -52,11 +49,6 @@ class BYOL(Morphed):
 
     def views(self, data: DataConfig) -> dict[str, View]:
         return {'images': data.view(), 'second': data.view(like='images')}
-
-    def bind(self, encoder: ViT, inputs: Inputs, clock: Clock | None = None) -> Objective:
-        bound = super().bind(encoder, inputs, clock)
-        self.morphing.check(bound.num_grouped)
-        return bound
 
     def init(self, key: jax.Array, images: Any) -> Variables:
         params = {'encoder': self.encoder.init(keys.named(key, 'encoder'), images)['params']}

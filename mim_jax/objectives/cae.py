@@ -11,17 +11,15 @@ from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from mim_jax import keys, panels
-from mim_jax.clock import Clock
 from mim_jax.config import choice
-from mim_jax.inputs import Inputs
-from mim_jax.masking import MASKINGS, BlockMasking, hidden_ids, in_places, visible_ids
+from mim_jax.losses import recognition
+from mim_jax.masking import MASKINGS, BlockMasking, in_places
 from mim_jax.models.heads import TokenHead
 from mim_jax.models.regressor import LatentRegressor, PlacedBlocks
-from mim_jax.models.vit import ViT
-from mim_jax.objectives.base import Batch, Objective, Variables
+from mim_jax.objectives.base import Batch, Variables
+from mim_jax.objectives.masked import Masked
 from mim_jax.objectives.morphed import Morphed
 from mim_jax.objectives.targeted import Targeted
 from mim_jax.panels import Sheets
@@ -30,7 +28,7 @@ from mim_jax.targets.tokenizer import TOKENIZERS
 
 
 @dataclasses.dataclass(frozen=True)
-class CAE(Morphed, Targeted):
+class CAE(Masked, Morphed, Targeted):
     """The defaults are those of the released recipe.
 
     target: the tokenizer, one of TOKENIZERS: DALL-E's, or a run of `vqkd`.
@@ -48,14 +46,7 @@ class CAE(Morphed, Targeted):
     decoder_depth: Annotated[int, Range(0, 1000)] = 4
     alignment_weight: NotNegative = 2.0
 
-    def bind(self, encoder: ViT, inputs: Inputs, clock: Clock | None = None) -> Objective:
-        bound = super().bind(encoder, inputs, clock)
-        bound.morphing.check(bound.num_grouped, grid=False)
-        return bound
-
-    @property
-    def num_grouped(self) -> int:
-        return self.masking.count(self.grid)
+    num_grouped = Masked.num_hidden
 
     def init_predictor(self, key: jax.Array, features: int) -> Variables:
         tokens, ids = jnp.zeros((1, 1, self.encoder.width)), jnp.zeros((1, 1), jnp.int32)
@@ -67,25 +58,13 @@ class CAE(Morphed, Targeted):
             'head': self._head().init(named['head'], tokens)['params'],
         }
 
-    def mask(self, variables: Variables, batch: Batch, step: jax.Array) -> jax.Array:
-        return self.masking(keys.named(batch['keys'], 'mask'), grid=self.grid)
-
-    def places(self, variables: Variables, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        """Places of visible [B,K] and of hidden patches [B,M], int32."""
-        mask, hidden = self.mask(variables, batch, jnp.int32(0)), self.num_grouped
-        visible = visible_ids(mask, num_visible=mask.shape[1] - hidden)
-        return visible, hidden_ids(mask, num_hidden=hidden)
-
     def latents(
         self, params: Any, batch: Batch, visible: jax.Array, hidden: jax.Array, train: bool = False
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """The encoder's tokens of the visible patches [B,K,D], those foretold of the hidden ones
         [B,M,D], and the target of these: the encoder's where it sees the hidden patches alone.
         """
-
-        def drawn(name: str) -> jax.Array | None:
-            return keys.named(batch['keys'], name) if train else None
-
+        drawn = functools.partial(keys.named, batch['keys'] if train else None)
         seen = self.encode(params, batch['images'], visible=visible, keys=drawn('drop_path')).tokens
         foretold = self._regressor().apply(
             {'params': params['regressor']},
@@ -106,7 +85,7 @@ class CAE(Morphed, Targeted):
 
     def grouped(self, variables: Variables, batch: Batch) -> tuple[jax.Array, dict[str, Any]]:
         """The tokenizer's encodings at the hidden patches."""
-        _, hidden = self.places(variables, batch)
+        _, hidden = self.places(self.mask(variables, batch, jnp.int32(0)))
         encodings = self.targets(variables, batch['images'])
         given = {'keys': keys.named(batch['keys'], 'morphing')}
         return jnp.take_along_axis(encodings, hidden[..., None], axis=1), given
@@ -116,7 +95,7 @@ class CAE(Morphed, Targeted):
     ) -> tuple[jax.Array, dict[str, jax.Array], Any]:
         params = variables['params']
         with jax.named_scope('student'):
-            visible, hidden = self.places(variables, batch)
+            visible, hidden = self.places(self.mask(variables, batch, step))
             _, foretold, aim = self.latents(params, batch, visible, hidden, train=True)
             decoded = self.decode(params, foretold, hidden)
         with jax.named_scope('target'):
@@ -130,18 +109,16 @@ class CAE(Morphed, Targeted):
             decoded, foretold, aim = jnp.split(tokens, 3, axis=-1)
             codes = self.target.codes(encodings, variables=variables)
             logits = self._head().apply({'params': params['head']}, decoded)
-            entropy = optax.softmax_cross_entropy_with_integer_labels(logits, codes)
-            hits = (logits.argmax(axis=-1) == codes).astype(jnp.float32)
-            found.append((entropy.mean(), ((foretold - aim) ** 2).mean(), hits.mean()))
-        entropy, alignment, hits = (jnp.stack(values).mean() for values in zip(*found, strict=True))
+            found.append((*recognition(logits, codes), ((foretold - aim) ** 2).mean()))
+        entropy, hits, alignment = (jnp.stack(values).mean() for values in zip(*found, strict=True))
         metrics = {'code_loss': entropy, 'alignment_loss': alignment, 'accuracy': hits}
         return entropy + self.alignment_weight * alignment, metrics, {}
 
     def pictures(
         self, variables: Variables, batch: Batch, key: jax.Array, step: jax.Array
     ) -> Sheets:
-        mask = panels.Mask(self.mask(variables, batch, step))
-        visible, hidden = self.places(variables, batch)
+        mask = self.mask(variables, batch, step)
+        visible, hidden = self.places(mask)
         seen, foretold, aim = self.latents(variables['params'], batch, visible, hidden)
         whole = functools.partial(in_places, visible_ids=visible, hidden_ids=hidden)
         errors = whole(jnp.zeros_like(seen), (foretold - aim) ** 2).mean(axis=-1)
@@ -151,10 +128,10 @@ class CAE(Morphed, Targeted):
             panels.HeatMap(errors, title='distance'),
         ]
         encodings, given = self.grouped(variables, batch)
-        where = {'places': hidden, 'num_tokens': mask.values.shape[1]}
+        where = {'places': hidden, 'num_tokens': self.num_patches}
         groups = self.morphing.panels(encodings, **given, **where)
         sheets = {'latents': latents, 'groups': groups}
-        return {name: [mask, *sheet] for name, sheet in sheets.items() if sheet}
+        return {name: [panels.Mask(mask), *sheet] for name, sheet in sheets.items() if sheet}
 
     def _regressor(self) -> LatentRegressor:
         return LatentRegressor(self.encoder, self.grid, self.regressor_depth)

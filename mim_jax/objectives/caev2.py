@@ -17,7 +17,7 @@ from mim_jax.config import choice
 from mim_jax.errors import UserError
 from mim_jax.inputs import Inputs
 from mim_jax.losses import DISTANCES
-from mim_jax.masking import MASKINGS, BlockMasking, hidden_ids, in_places, visible_ids
+from mim_jax.masking import MASKINGS, BlockMasking, in_places
 from mim_jax.models.heads import TokenHead
 from mim_jax.models.regressor import LatentRegressor
 from mim_jax.models.tokenwise import layer_norm
@@ -71,15 +71,14 @@ class CAEv2(TokenPrediction):
         self, variables: Variables, batch: Batch, mask: jax.Array, drop_path_keys: Any = None
     ) -> jax.Array:
         """Float32 [B,1+N,D]: of the class token, then of all patches in their order."""
-        params, num_hidden = variables['params'], self.masking.count(self.grid)
-        visible = visible_ids(mask, num_visible=mask.shape[1] - num_hidden)
-        hidden = hidden_ids(mask, num_hidden=num_hidden)
+        params, (visible, hidden) = variables['params'], self.places(mask)
         seen = self.encode(params, batch['images'], visible=visible, keys=drop_path_keys)
-        if drop_path_keys is not None:
-            drop_path_keys = keys.named(drop_path_keys, 'regressor')
         places = {'visible_ids': visible, 'hidden_ids': hidden}
         foretold = self._regressor().apply(
-            {'params': params['regressor']}, seen.tokens, **places, drop_path_keys=drop_path_keys
+            {'params': params['regressor']},
+            seen.tokens,
+            **places,
+            drop_path_keys=keys.named(drop_path_keys, 'regressor'),
         )
         tokens = jnp.concatenate([seen.class_and_patches, foretold], axis=1)
         tokens = self._norm().apply({'params': params['norm']}, tokens)

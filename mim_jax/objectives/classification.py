@@ -77,7 +77,7 @@ class Classification(Objective):
         encoded = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), encoded)
         head = self._head().init(keys.named(key, 'head'), encoded)
         variables = {'params': {'encoder': encoder, 'head': head['params']}}
-        return variables | ({'state': head['batch_stats']} if self.batch_norm else {})
+        return variables | ({'state': head['state']} if self.batch_norm else {})
 
     @property
     def needs_whole_batch(self) -> bool:
@@ -138,9 +138,9 @@ class Classification(Objective):
         head = {'params': variables['params']['head']}
         if not self.batch_norm:
             return self._head().apply(head, encoded), {}
-        head['batch_stats'] = variables['state']
-        logits, new = self._head().apply(head, encoded, train=train, mutable=['batch_stats'])
-        return logits, new['batch_stats']
+        head['state'] = variables['state']
+        logits, new = self._head().apply(head, encoded, train=train, mutable=['state'])
+        return logits, new['state']
 
     def _head(self) -> PooledClassifier:
         return PooledClassifier(

@@ -11,27 +11,22 @@ import jax
 import jax.numpy as jnp
 
 from mim_jax import keys, panels
-from mim_jax.clock import Clock
 from mim_jax.config import choice
-from mim_jax.data import Colors, DataConfig, View
-from mim_jax.errors import UserError
-from mim_jax.inputs import Inputs
+from mim_jax.data import SECOND_COLORS, Colors, DataConfig, View
 from mim_jax.losses import TokenContrast, masked_mean
 from mim_jax.masking import MASKINGS, GridMasking
 from mim_jax.models.heads import Projector
 from mim_jax.models.patches import patchify, unpatchify
-from mim_jax.models.vit import Encoded, ViT
-from mim_jax.objectives.base import Batch, Objective, Variables
+from mim_jax.models.vit import Encoded
+from mim_jax.objectives.base import Batch, Variables
+from mim_jax.objectives.masked import Masked
 from mim_jax.objectives.morphed import Morphed
 from mim_jax.panels import Sheets
 from mim_jax.ranges import Width
 
-JITTER = dict(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, probability=0.8)
-COLORS = Colors(**JITTER, grey=0.2, blur=0.1, solarize=0.2)
-
 
 @dataclasses.dataclass(frozen=True)
-class ConMIM(Morphed):
+class ConMIM(Masked, Morphed):
     """The defaults are those of the released recipe.
 
     teacher_colors: of the average's view, which has the crop and flip of the student's.
@@ -43,11 +38,12 @@ class ConMIM(Morphed):
     """
 
     masking: Any = choice(MASKINGS, GridMasking(ratio=0.75))
-    teacher_colors: Colors = COLORS
+    teacher_colors: Colors = SECOND_COLORS
     contrast: TokenContrast = TokenContrast()
     projection: Width = 256
     hidden: Width = 4096
 
+    needs = ('mask_token',)
     averaged = ('encoder', 'projector')
     needs_whole_batch = True  # batch norm takes its statistics from it
 
@@ -55,22 +51,11 @@ class ConMIM(Morphed):
         second = data.view(like='images', colors=self.teacher_colors)
         return {'images': data.view(), 'second': second}
 
-    def bind(self, encoder: ViT, inputs: Inputs, clock: Clock | None = None) -> Objective:
-        if not encoder.mask_token:
-            raise UserError('config.model.mask_token = False, but ConMIM needs it; set it to True.')
-        bound = super().bind(encoder, inputs, clock)
-        self.masking.count(bound.grid)  # says what is wrong where the mask does not fit the grid
-        self.morphing.check(bound.num_grouped)
-        return bound
-
     def init(self, key: jax.Array, images: Any) -> Variables:
         encoder = self.encoder.init(keys.named(key, 'encoder'), images)['params']
         tokens = jnp.zeros((1, 1, self.encoder.width))
         projector = self._projector().init(keys.named(key, 'projector'), tokens)['params']
         return {'params': {'encoder': encoder, 'projector': projector}}
-
-    def mask(self, variables: Variables, batch: Batch, step: jax.Array) -> jax.Array:
-        return self.masking(keys.named(batch['keys'], 'mask'), grid=self.grid)
 
     def loss(
         self, variables: Variables, batch: Batch, key: jax.Array, step: jax.Array

@@ -51,8 +51,7 @@ class CroCo(MAE):
         params, visible = variables['params'], self.visible(mask)
         # One encoder for both: the first image's visible patches, all of the second's.
         first = self.encode(params, batch['images'], visible=visible, keys=drop_path_keys)
-        if drop_path_keys is not None:
-            drop_path_keys = keys.named(drop_path_keys, 'second')
+        drop_path_keys = keys.named(drop_path_keys, 'second')
         second = self.encode(params, batch['second'], keys=drop_path_keys)
         return self.decode(params, first, visible, memory=second.tokens)
 

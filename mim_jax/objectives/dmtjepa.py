@@ -91,7 +91,7 @@ class DMTJEPA(IJEPA):
         self, variables: Variables, batch: Batch, key: jax.Array, step: jax.Array
     ) -> Sheets:
         chosen = self.alike(super().targets(variables, batch['images']))
-        counts = jax.nn.one_hot(chosen, self.grid[0] * self.grid[1]).sum(axis=(1, 2))
+        counts = jax.nn.one_hot(chosen, self.num_patches).sum(axis=(1, 2))
         sheets = super().pictures(variables, batch, key, step)
         shown = panels.HeatMap(counts, title='how often gathered')
         return {**sheets, 'blocks': [*sheets['blocks'], shown]}

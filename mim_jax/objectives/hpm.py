@@ -18,7 +18,7 @@ from mim_jax.config import choice
 from mim_jax.errors import UserError
 from mim_jax.inputs import Inputs
 from mim_jax.losses import ranking_loss, standardized_square
-from mim_jax.masking import RandomMasking, hardest_first, hidden_ids, rising_count
+from mim_jax.masking import RandomMasking, hardest_first, rising_count
 from mim_jax.models.decoders import INPUT
 from mim_jax.models.vit import Encoded, ViT
 from mim_jax.objectives.base import Batch, Objective, Variables
@@ -95,7 +95,7 @@ class HPM(MAE):
 
     def num_hardest(self, step: jax.Array) -> jax.Array:
         """How many of the hidden patches are the hardest at `step`, int32 scalar."""
-        count, shares = self.masking.count(self.grid), (self.start_share, self.end_share)
+        count, shares = self.num_hidden, (self.start_share, self.end_share)
         stage, total = self.duration('stage'), self.clock.total_steps
         return rising_count(step, count=count, shares=shares, stage=stage, total=total)
 
@@ -104,7 +104,7 @@ class HPM(MAE):
             keys.named(batch['keys'], 'mask'),
             self.whole_scores(variables, batch['images']),
             num_hardest=self.num_hardest(step),
-            count=self.masking.count(self.grid),
+            count=self.num_hidden,
         )
 
     def loss(
@@ -120,7 +120,7 @@ class HPM(MAE):
             scores = self.scores(params, encoded, visible)
         distances = jnp.mean(self.distances(variables, batch, key, prediction), axis=0)
         reconstruction = self.reduce(distances[None], mask)
-        hidden = hidden_ids(mask, num_hidden=self.masking.count(self.grid))
+        _, hidden = self.places(mask)
         losses = jnp.take_along_axis(jax.lax.stop_gradient(distances), hidden, axis=1)
         scores = jnp.take_along_axis(scores, hidden, axis=1)
         learned = ranking_loss if self.learning == 'ranking' else standardized_square

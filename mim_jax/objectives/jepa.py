@@ -9,17 +9,18 @@ import jax.numpy as jnp
 from mim_jax import keys, panels
 from mim_jax.config import choice
 from mim_jax.losses import DISTANCES, SmoothL1, standardize_tokens
-from mim_jax.masking import Blocks
+from mim_jax.masking import Blocks, mask_without
 from mim_jax.models.predictors import Predictor
 from mim_jax.morphing import morph
 from mim_jax.objectives.base import Batch, Variables
+from mim_jax.objectives.masked import Masked
 from mim_jax.objectives.morphed import MorphedTargets
 from mim_jax.panels import Sheets
 from mim_jax.targets import TARGETS
 
 
 @dataclasses.dataclass(frozen=True)
-class JEPA(MorphedTargets):
+class JEPA(Masked, MorphedTargets):
     """The encoder sees some patches, a predictor says what the target has at others.
 
     A method adds `masking`, and what is predicted from what (`blocks`).
@@ -53,7 +54,11 @@ class JEPA(MorphedTargets):
 
     def mask(self, variables: Variables, batch: Batch, step: jax.Array) -> jax.Array:
         """Of the first pass."""
-        return self._unseen(self.blocks(batch, step)[self.passes[0]])
+        return self.unseen(self.blocks(batch, step)[self.passes[0]])
+
+    def unseen(self, blocks: Blocks) -> jax.Array:
+        """Mask [B,N] of the patches that the encoder does not see."""
+        return mask_without(blocks.visible, num_patches=self.num_patches)
 
     def finish(self, target: jax.Array) -> jax.Array:
         target = super().finish(target)
@@ -73,7 +78,7 @@ class JEPA(MorphedTargets):
         """Predictions float32 [B,T,P,D] at the targets of every pass."""
         params, found = variables['params'], {}
         for group, (name, one) in enumerate(blocks.items()):
-            own = None if drop_path_keys is None else keys.named(drop_path_keys, name)
+            own = keys.named(drop_path_keys, name)
             seen = self.encode(params, batch['images'], visible=one.visible, keys=own)
             found[name] = self.predictor.apply(
                 {'params': params['predictor']},
@@ -113,11 +118,7 @@ class JEPA(MorphedTargets):
         target = blocks.of(target)
         if groups is not None:
             within = blocks.groups(groups)
-            flat = within.reshape(-1, within.shape[-1])
-            prediction, target = (
-                morph(x.reshape(*flat.shape, -1), flat).reshape(x.shape)
-                for x in (prediction, target)
-            )
+            prediction, target = morph(prediction, within), morph(target, within)
         return blocks.mean(self.distance(prediction, target))
 
     def health(
@@ -135,13 +136,12 @@ class JEPA(MorphedTargets):
         predictions = self.predict(variables, batch, blocks)
         target = self.targets(variables, batch['images'])
         for name, one in blocks.items():
-            given = {'num_tokens': target.shape[1]}
-            shown = [panels.Mask(self._unseen(one), title='seen')]
-            each = [one.replace(targets=t[:, None]) for t in jnp.moveaxis(one.targets, 1, 0)]
-            for number, block in enumerate(each, 1):
-                there = block.placed(jnp.zeros((*block.targets.shape, 1)), **given)[1]
-                title = f'target {number}' if len(each) > 1 else 'predicted'
-                shown.append(panels.Mask(~there, title=title))
+            given = {'num_tokens': self.num_patches}
+            shown = [panels.Mask(self.unseen(one), title='seen')]
+            covered = jnp.moveaxis(one.covered(**given), 1, 0)
+            for number, block in enumerate(covered, 1):
+                title = f'target {number}' if len(covered) > 1 else 'predicted'
+                shown.append(panels.Mask(~block, title=title))
             tokens, there = one.placed(predictions[name], **given)
             if hasattr(self.target, 'panels'):
                 *raw, image = self.target.panels(tokens, batch['images'])
@@ -154,8 +154,3 @@ class JEPA(MorphedTargets):
             sheets[name] = shown
         groups = self.morphing.panels(target, **self.morphed(variables, batch))
         return {**sheets, 'groups': groups} if groups else sheets
-
-    def _unseen(self, blocks: Blocks) -> jax.Array:
-        """Mask [B,N] of the patches that the encoder does not see."""
-        num_tokens = self.grid[0] * self.grid[1]
-        return ~jax.nn.one_hot(blocks.visible, num_tokens, dtype=bool).any(axis=1)

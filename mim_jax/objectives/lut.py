@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from mim_jax import keys, panels
-from mim_jax.data import Colors, Crop, DataConfig, View
+from mim_jax.data import JITTER, Colors, Crop, DataConfig, View
 from mim_jax.losses import cosine_distance
 from mim_jax.masking import DisjointMasking
 from mim_jax.models.heads import MLPHead
@@ -22,8 +22,7 @@ from mim_jax.panels import Sheets
 from mim_jax.ranges import NotNegative, Width
 
 DROP_PATH = ('drop_path', 'drop_path_second')  # each view draws its own
-JITTER = dict(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, probability=0.8)
-COLORS = Colors(**JITTER, one_of=True, grey=1.0, solarize=1.0, blur=1.0)
+COLORS = dataclasses.replace(JITTER, one_of=True, grey=1.0, solarize=1.0, blur=1.0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from mim_jax.config import choice
-from mim_jax.masking import MASKINGS, visible_ids
+from mim_jax.masking import MASKINGS
 from mim_jax.models.decoders import MAEDecoder
 from mim_jax.models.vit import Encoded
 from mim_jax.objectives.base import Batch, Variables
@@ -34,11 +34,6 @@ class MAE(TokenPrediction):
         visible = self.visible(mask)
         encoded = self.encode(params, batch['images'], visible=visible, keys=drop_path_keys)
         return self.decode(params, encoded, visible)
-
-    def visible(self, mask: jax.Array) -> jax.Array:
-        """Places [B,K] int32 of the patches that `mask` [B,N] leaves visible."""
-        num_visible = mask.shape[1] - self.masking.count(self.grid)
-        return visible_ids(mask, num_visible=num_visible)
 
     def decode(
         self,

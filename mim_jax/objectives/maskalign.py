@@ -16,10 +16,11 @@ from mim_jax.config import choice
 from mim_jax.errors import UserError
 from mim_jax.inputs import Inputs
 from mim_jax.losses import DISTANCES, SmoothL1, standardize_tokens
-from mim_jax.masking import MASKINGS, WeightedMasking, visible_ids
+from mim_jax.masking import MASKINGS, WeightedMasking
 from mim_jax.models.heads import LevelHeads, check_levels, side_by_side
 from mim_jax.models.vit import Encoded, ViT
 from mim_jax.objectives.base import Batch, Objective, Variables
+from mim_jax.objectives.masked import Masked
 from mim_jax.objectives.morphed import Morphed
 from mim_jax.objectives.targeted import Targeted
 from mim_jax.panels import Sheets
@@ -28,7 +29,7 @@ from mim_jax.targets import Teacher
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskAlign(Morphed, Targeted):
+class MaskAlign(Masked, Morphed, Targeted):
     """The defaults are those of the released recipe.
 
     masking: 'attention' keeps patches drawn by the teacher's attention; or one of MASKINGS.
@@ -58,15 +59,9 @@ class MaskAlign(Morphed, Targeted):
                 'config.objective.target.layer and config.objective.target.projection to None.'
             )
         check_levels(self.levels, self.fusion, student=encoder.depth, teacher=teacher.depth)
-        bound = super().bind(encoder, inputs, clock)
-        self.morphing.check(bound.num_visible, grid=False)
-        return bound
+        return super().bind(encoder, inputs, clock)
 
-    @property
-    def num_visible(self) -> int:
-        return self.grid[0] * self.grid[1] - self.masking.count(self.grid)
-
-    num_grouped = num_visible
+    num_grouped = Masked.num_visible
 
     def init_predictor(self, key: jax.Array, features: int) -> Variables:
         tokens = jnp.zeros((1, self.encoder.depth, self.encoder.width))
@@ -96,7 +91,7 @@ class MaskAlign(Morphed, Targeted):
     ) -> tuple[jax.Array, dict[str, jax.Array], Any]:
         with jax.named_scope('target'):
             taught = self.teach(variables, batch['images'])
-            visible = visible_ids(self.hide(batch, taught)[0], num_visible=self.num_visible)
+            visible = self.visible(self.hide(batch, taught)[0])
             target = self.whitened(taught, visible)
         with jax.named_scope('student'):
             drop_path = keys.named(batch['keys'], 'drop_path')
@@ -131,12 +126,10 @@ class MaskAlign(Morphed, Targeted):
     def pictures(
         self, variables: Variables, batch: Batch, key: jax.Array, step: jax.Array
     ) -> Sheets:
-        taught = self.teach(variables, batch['images'])
-        mask, importance = self.hide(batch, taught)
-        visible = visible_ids(mask, num_visible=self.num_visible)
-        target = side_by_side(self.whitened(taught, visible))
-        places = {'places': visible, 'num_tokens': mask.shape[1]}
-        groups = self.morphing.panels(target, keys=keys.named(batch['keys'], 'morphing'), **places)
+        mask, importance = self.hide(batch, self.teach(variables, batch['images']))
+        target, given = self.grouped(variables, batch)
+        given |= {'places': self.visible(mask), 'num_tokens': self.num_patches}
+        groups = self.morphing.panels(target, **given)
         sheet = [panels.Mask(mask), *groups]
         if importance is not None:
             sheet.insert(0, panels.HeatMap(importance, title="teacher's attention"))
@@ -144,7 +137,7 @@ class MaskAlign(Morphed, Targeted):
 
     def grouped(self, variables: Variables, batch: Batch) -> tuple[jax.Array, dict[str, Any]]:
         taught = self.teach(variables, batch['images'])
-        visible = visible_ids(self.hide(batch, taught)[0], num_visible=self.num_visible)
+        visible = self.visible(self.hide(batch, taught)[0])
         target = side_by_side(self.whitened(taught, visible))
         return target, {'keys': keys.named(batch['keys'], 'morphing')}
 

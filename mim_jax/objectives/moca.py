@@ -7,7 +7,6 @@ that change all the time are generated from the words.
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -15,13 +14,12 @@ import jax.numpy as jnp
 
 from mim_jax import keys, panels
 from mim_jax.clock import Clock
-from mim_jax.data import Colors, DataConfig, View
+from mim_jax.data import SECOND_COLORS, Colors, DataConfig, View
 from mim_jax.errors import UserError
 from mim_jax.inputs import Inputs
 from mim_jax.losses import divergence
 from mim_jax.masking import ComplementaryMasking, mask_without
-from mim_jax.models.completion import Completion
-from mim_jax.models.decoders import MAEDecoder
+from mim_jax.models.completion import CompletionDecoder
 from mim_jax.models.heads import WeightGenerator
 from mim_jax.models.vit import ViT
 from mim_jax.models.wordbook import Wordbook, WordQueue
@@ -31,9 +29,6 @@ from mim_jax.panels import Sheets
 from mim_jax.ranges import Depth, NotNegative, Positive
 
 VIEWS = ('images', 'second')
-COLORS = dict(
-    brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, probability=0.8, grey=0.2, blur=1.0
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,10 +47,10 @@ class MOCA(Morphed):
     """
 
     masking: ComplementaryMasking = ComplementaryMasking()
-    second_colors: Colors = Colors(**(COLORS | {'blur': 0.1, 'solarize': 0.2}))
+    second_colors: Colors = SECOND_COLORS
     words: WordQueue = WordQueue()
     dense_layer: Depth = 8
-    decoder: MAEDecoder = MAEDecoder(depth=2)
+    decoder: CompletionDecoder = CompletionDecoder(depth=2)
     generator_ratio: Positive = 2.0
     sharpness: Positive = 3.0
     bag_weight: NotNegative = 0.5
@@ -75,7 +70,6 @@ class MOCA(Morphed):
                 f'{encoder.depth} blocks.'
             )
         self.words.check(bound.grid)
-        self.morphing.check(bound.num_grouped, grid=False)
         return bound
 
     @property
@@ -90,9 +84,7 @@ class MOCA(Morphed):
             drawn = self._generator(width).init(keys.named(key, name), words['words'])
             params[f'{name}_generator'] = drawn['params']
         tokens = jnp.zeros((1, 1, self.encoder.width))
-        places = {'seen': jnp.zeros((1, 1), int), 'asked': jnp.ones((1, 1), int)}
-        decode = Completion(self.decoder).init
-        decoder = decode(keys.named(key, 'decoder'), tokens, tokens[0], grid=self.grid, **places)
+        decoder = self.decoder.init(keys.named(key, 'decoder'), tokens, grid=self.grid)
         return {'params': params | {'decoder': decoder['params']}, 'state': {'wordbook': words}}
 
     def rounds(self, batch: Batch, view: str) -> list[tuple[jax.Array, jax.Array]]:
@@ -101,7 +93,7 @@ class MOCA(Morphed):
 
     def mask(self, variables: Variables, batch: Batch, step: jax.Array) -> jax.Array:
         """What the first round hides of the first view."""
-        return mask_without(self.rounds(batch, 'images')[0][0], num_patches=self._num_patches)
+        return mask_without(self.rounds(batch, 'images')[0][0], num_patches=self.num_patches)
 
     def teach(self, variables: Variables, images: jax.Array) -> tuple[jax.Array, ...]:
         """Of whole images the average's tokens [B,N,D], their words [B,N,K] and the spread."""
@@ -143,12 +135,12 @@ class MOCA(Morphed):
         """From the patches `seen` [B,K] of a view the mean of their tokens [B,D], and features
         [B,K+A,W] of these and of the patches `asked` [B,A], float32. own: typed keys [B].
         """
-        block, drop_path_keys = self.dense_layer, None if own is None else keys.named(own, 'drop')
+        block, drop_path_keys = self.dense_layer, keys.named(own, 'drop')
         found = self.encode(params, images, visible=seen, keys=drop_path_keys, layers=(block,))
         mean = found.tokens.mean(axis=1, dtype=jnp.float32)
-        decode = functools.partial(Completion(self.decoder).apply, {'params': params['decoder']})
+        tokens, decoder = found.layers[block].tokens, {'params': params['decoder']}
         places = {'seen': seen, 'asked': asked, 'grid': self.grid}
-        return mean, decode(found.layers[block].tokens, mean, **places)
+        return mean, self.decoder.apply(decoder, tokens, mean, **places)
 
     def scores(self, params: Any, name: str, features: jax.Array, book: Wordbook) -> jax.Array:
         """Of features [...,W] by the generator `name` for the words of `book`, [...,K]."""
@@ -170,19 +162,15 @@ class MOCA(Morphed):
         words = self.words.alike(self.teach(variables, batch['images'])[1])
         titled = {'seen first': first, 'seen second': second, 'asked for in both': asked}
         sheet = [
-            panels.Mask(mask_without(places, num_patches=self._num_patches), title=title)
+            panels.Mask(mask_without(places, num_patches=self.num_patches), title=title)
             for title, places in titled.items()
         ]
         sheet.append(panels.Groups(words, title='patches of a word'))
         sheet.append(panels.Image(batch['second'], title='second view'))
         target, given = self.grouped(variables, batch)
-        places = {'places': jnp.concatenate([first, asked], 1), 'num_tokens': self._num_patches}
+        places = {'places': jnp.concatenate([first, asked], 1), 'num_tokens': self.num_patches}
         groups = self.morphing.panels(target, **places, **given)
         return {'words': sheet} | ({'groups': groups} if groups else {})
-
-    @property
-    def _num_patches(self) -> int:
-        return self.grid[0] * self.grid[1]
 
     def _generator(self, features: int) -> WeightGenerator:
         hidden = int(self.generator_ratio * self.encoder.width)

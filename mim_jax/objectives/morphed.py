@@ -18,19 +18,30 @@ from mim_jax.objectives.targeted import Targeted
 
 @dataclasses.dataclass(frozen=True)
 class Morphed(Objective):
-    """An objective whose tokens can be morphed; its `bind` has `morphing.check` say whether it can.
+    """An objective whose tokens can be morphed.
 
     morphing: groups over which prediction and target are averaged before they are compared.
     """
 
     morphing: Morphing = dataclasses.field(default_factory=lambda: Morphing(schedule='none'))
 
+    def bind(self, encoder: ViT, inputs: Inputs, clock: Clock | None = None) -> Objective:
+        bound = super().bind(encoder, inputs, clock)
+        whole = bound.num_grouped == bound.num_patches
+        bound.morphing.check(bound.num_grouped, network=bound.merges_in_network, grid=whole)
+        return bound
+
     @property
     def num_grouped(self) -> int:
         """How many tokens of an image are grouped: those of the whole grid, unless a method groups
         fewer.
         """
-        return self.grid[0] * self.grid[1]
+        return self.num_patches
+
+    @property
+    def merges_in_network(self) -> bool:
+        """Whether `grouped` gives `merged`, with which tokens are merged inside a network."""
+        return False
 
     @property
     def batch_parts(self) -> int:
@@ -51,13 +62,11 @@ class Morphed(Objective):
 
 @dataclasses.dataclass(frozen=True)
 class MorphedTargets(Morphed, Targeted):
-    """Groups are formed of a target at every patch. A method adds `masking`."""
+    """Groups are formed of a target at every patch."""
 
-    def bind(self, encoder: ViT, inputs: Inputs, clock: Clock | None = None) -> Objective:
-        bound = super().bind(encoder, inputs, clock)
-        self.masking.count(bound.grid)  # says what is wrong where the mask does not fit the grid
-        self.morphing.check(bound.num_grouped, network=hasattr(self.target, 'merged'))
-        return bound
+    @property
+    def merges_in_network(self) -> bool:
+        return hasattr(self.target, 'merged')
 
     def morphed(self, variables: Variables, batch: Batch) -> dict[str, Any]:
         """What a grouping may look at beside the target."""

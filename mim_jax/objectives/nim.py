@@ -20,14 +20,13 @@ from mim_jax.losses import DISTANCES
 from mim_jax.models.decoders import MAEDecoder
 from mim_jax.models.vit import ViT
 from mim_jax.objectives.base import Batch, Objective, Variables
-from mim_jax.objectives.morphed import Morphed
-from mim_jax.objectives.targeted import Targeted
+from mim_jax.objectives.morphed import MorphedTargets
 from mim_jax.panels import Sheets
 from mim_jax.targets import TARGETS, Pixels
 
 
 @dataclasses.dataclass(frozen=True)
-class NIM(Morphed, Targeted):
+class NIM(MorphedTargets):
     """The defaults are those of the released recipe.
 
     corruption: what is done to the image, one of CORRUPTIONS: noise of a deviation that is drawn
@@ -43,9 +42,7 @@ class NIM(Morphed, Targeted):
 
     def bind(self, encoder: ViT, inputs: Inputs, clock: Clock | None = None) -> Objective:
         self.corruption.check(inputs.image_size)
-        bound = super().bind(encoder, inputs, clock)
-        self.morphing.check(bound.num_grouped, network=hasattr(self.target, 'merged'))
-        return bound
+        return super().bind(encoder, inputs, clock)
 
     def init_predictor(self, key: jax.Array, features: int) -> Variables:
         tokens = jax.ShapeDtypeStruct((1, 1, self.encoder.width), 'float32')
@@ -80,16 +77,6 @@ class NIM(Morphed, Targeted):
         with jax.named_scope('morphing'):
             pairs = self.morphing.pairs(key, prediction, target, **given)
         return jnp.mean(jnp.stack([self.distance(p, t) for p, t in pairs])), {}, {}
-
-    def grouped(self, variables: Variables, batch: Batch) -> tuple[jax.Array, dict[str, Any]]:
-        images = batch['images']
-        given = {
-            'keys': keys.named(batch['keys'], 'morphing'),
-            'images': images,
-            'grid': self.grid,
-            'merged': lambda num_merged: self.merged_targets(variables, images, num_merged),
-        }
-        return self.targets(variables, images), given
 
     def pictures(
         self, variables: Variables, batch: Batch, key: jax.Array, step: jax.Array

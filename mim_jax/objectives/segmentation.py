@@ -109,7 +109,7 @@ class Segmentation(Objective):
         keys: typed keys [B] of a training step; None: evaluation.
         """
         params = variables['params']
-        drop_path = None if keys is None else named_keys.named(keys, 'drop_path')
+        drop_path = named_keys.named(keys, 'drop_path')
         blocks = self.head.taps(self.encoder.depth)
         encoded = self.encode(params, images, keys=drop_path, layers=blocks)
         tokens = [encoded.layers[block].tokens for block in blocks] or [encoded.tokens]

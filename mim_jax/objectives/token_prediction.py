@@ -7,21 +7,18 @@ import jax
 import jax.numpy as jnp
 
 from mim_jax import keys, panels
-from mim_jax.clock import Clock
 from mim_jax.config import choice
-from mim_jax.errors import UserError
-from mim_jax.inputs import Inputs
 from mim_jax.losses import DISTANCES, masked_mean
 from mim_jax.masking import MASKINGS
 from mim_jax.models.heads import TokenHead
-from mim_jax.models.vit import ViT
-from mim_jax.objectives.base import Batch, Objective, Variables
+from mim_jax.objectives.base import Batch, Variables
+from mim_jax.objectives.masked import Masked
 from mim_jax.objectives.morphed import MorphedTargets
 from mim_jax.panels import Sheets
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenPrediction(MorphedTargets):
+class TokenPrediction(Masked, MorphedTargets):
     """Predicts a target at every patch; a method adds how tokens are hidden and predicted.
 
     masking: which tokens are hidden, one of MASKINGS.
@@ -41,9 +38,6 @@ class TokenPrediction(MorphedTargets):
         hidden.
         """
         raise NotImplementedError
-
-    def mask(self, variables: Variables, batch: Batch, step: jax.Array) -> jax.Array:
-        return self.masking(keys.named(batch['keys'], 'mask'), grid=self.grid)
 
     def distances(
         self, variables: Variables, batch: Batch, key: jax.Array, prediction: jax.Array
@@ -114,6 +108,8 @@ class TokenPrediction(MorphedTargets):
 class MaskTokenPrediction(TokenPrediction):
     """All tokens in the encoder, hidden ones as mask tokens, and one linear layer on top."""
 
+    needs = ('mask_token',)
+
     def init_predictor(self, key: jax.Array, features: int) -> Variables:
         tokens = jnp.zeros((1, 1, self.encoder.width))
         return {'head': self._head(features).init(key, tokens)['params']}
@@ -125,14 +121,6 @@ class MaskTokenPrediction(TokenPrediction):
         encoded = self.encode(params, batch['images'], mask=mask, keys=drop_path_keys)
         head = self._head(params['head']['linear']['kernel'].shape[-1])
         return head.apply({'params': params['head']}, encoded.tokens)
-
-    def bind(self, encoder: ViT, inputs: Inputs, clock: Clock | None = None) -> Objective:
-        if not encoder.mask_token:
-            raise UserError(
-                'config.model.mask_token = False, but this objective hides patches behind a mask '
-                'token; set it to True.'
-            )
-        return super().bind(encoder, inputs, clock)
 
     def _head(self, features: int) -> TokenHead:
         return TokenHead(features, self.encoder.initialization, self.encoder.dtype)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mim_jax.models import MAEDecoder
-from mim_jax.models.completion import Completion
+from mim_jax.models.completion import CompletionDecoder
 
 
 def test_where_no_patch_is_left_out_it_is_maes_decoder_on_normed_tokens():
@@ -14,11 +14,11 @@ def test_where_no_patch_is_left_out_it_is_maes_decoder_on_normed_tokens():
     tokens, summary = rng.normal(size=(2, 3, 6)).astype(np.float32), rng.normal(size=(2, 6))
     places = np.array([[5, 0, 2, 1, 4, 3], [1, 3, 4, 2, 0, 5]])
     given = {'seen': places[:, :3], 'asked': places[:, 3:], 'grid': (2, 3)}
-    module = Completion(config)
+    decoder = CompletionDecoder(width=8, depth=1, heads=2)
     key = jax.random.key(0)
-    shapes = jax.eval_shape(lambda: module.init(key, tokens, summary, **given))['params']
+    shapes = jax.eval_shape(lambda: decoder.init(key, tokens, grid=(2, 3)))['params']
     params = jax.tree.map(lambda s: rng.normal(0, 0.3, s.shape).astype(s.dtype), shapes)
-    found = jax.jit(lambda: module.apply({'params': params}, tokens, summary, **given))()
+    found = jax.jit(lambda: decoder.apply({'params': params}, tokens, summary, **given))()
     assert found.shape == (2, 6, 8) and found.dtype == np.float32
     norm_in = params['norm_in']
     normed = tokens - tokens.mean(axis=-1, keepdims=True)

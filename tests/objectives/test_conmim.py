@@ -214,7 +214,7 @@ def test_the_large_config_is_the_released_recipe():
     [
         ({'contrast': {'temperature': 0.0}}, 'temperature = 0.0: must be above 0'),
         ({'hidden': 0}, 'hidden = 0'),
-        ({'model': {'mask_token': False}}, 'ConMIM needs it; set it to True'),
+        ({'model': {'mask_token': False}}, 'mask_token = False, but this objective needs it'),
         ({'masking': {'cell': (3, 2)}}, 'does not divide into such cells'),
     ],
 )

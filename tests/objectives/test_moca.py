@@ -11,7 +11,8 @@ from mim_jax import assembly, experiment, keys
 from mim_jax import config as configs
 from mim_jax.data import Colors, image_fields
 from mim_jax.errors import UserError
-from mim_jax.optimizers import make_schedule
+from mim_jax.optimizers import make_decay_schedule, make_schedule
+from mim_jax.parameter_rules import constant_rates
 
 CONFIG = Path(__file__).parents[2] / 'configs' / 'moca.py'
 IMAGES = jax.random.uniform(jax.random.key(1), (3, 32, 32, 3))
@@ -245,8 +246,18 @@ def test_the_large_config_is_the_released_recipe():
     # It would be 0 after 250 epochs: half a cosine over the 220 that follow the warm-up.
     last = 0.5 * (1 + np.cos(np.pi * 170 / 220)) * 1.2e-3
     np.testing.assert_allclose(rate(clock.total_steps), last, rtol=1e-3)
-    np.testing.assert_allclose([decay(0), decay(clock.total_steps)], [0.99, 1.0])
-    assert (run.optimizer.beta2, run.optimizer.weight_decay) == (0.999, 0.05)
+    np.testing.assert_allclose([decay(0), decay(clock.total_steps)], [0.994, 1.0])
+    assert run.optimizer.beta2 == 0.999
+    weight_decay = make_decay_schedule(run.optimizer, clock)
+    ends = [weight_decay(0), weight_decay(clock.total_steps // 2), weight_decay(clock.total_steps)]
+    np.testing.assert_allclose(ends, [0.05, 0.125, 0.2], rtol=1e-4)
+    bound = assembly.make_objective(run, fields=image_fields(1000), clock=clock)
+    images = assembly.batch_struct(run, bound)['images']
+    params = jax.eval_shape(bound.init, jax.random.key(0), images)['params']
+    constant = constant_rates(params, rules=run.optimizer.constant_rates)
+    assert {path.split('/')[0] for path in constant} == {'bag_generator', 'word_generator'}
+    of_generators = [params['bag_generator'], params['word_generator']]
+    assert len(constant) == len(jax.tree.leaves(of_generators)) and set(constant.values()) == {1e-4}
     assert run.optimizer.clip_norm == 0.1 and run.eval.use_ema
     objective, views = run.objective, run.objective.views(run.data)
     assert objective.masking.counts((14, 14)) == (88, 49, 39)

@@ -86,11 +86,11 @@ def test_running_averages_judge(make):
     mean, variance = np.zeros(32), np.ones(32)
     for batch in batches:
         x = by_hand(program, first['params'], batch['images'])
-        mean, variance = 0.9 * mean + 0.1 * x.mean(0), 0.9 * variance + 0.1 * x.var(0)
+        mean, variance = 0.9 * mean + 0.1 * x.mean(0), 0.9 * variance + 0.1 * x.var(0, ddof=1)
     variables = jax.device_get(state.variables)
     found = variables['state']['batch_norm']
     np.testing.assert_allclose(found['mean'], mean, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(found['var'], variance, rtol=1e-4)
+    np.testing.assert_allclose(found['variance'], variance, rtol=1e-4)
     images = batches[0]['images'][:3]  # of a few images: their own statistics play no part
     linear = variables['params']['head']['linear']
     x = by_hand(program, first['params'], images)
@@ -109,7 +109,7 @@ def test_attentive_pooling_sees_class_and_patch_tokens(make):
     tokens = np.concatenate([encoded.class_token[:, None], encoded.tokens], axis=1)
     pooled = AttentivePool(heads=2).apply({'params': head['pool']}, tokens)
     running = variables['state']['batch_norm']
-    normed = (pooled - running['mean']) / np.sqrt(running['var'] + 1e-6)
+    normed = (pooled - running['mean']) / np.sqrt(running['variance'] + 1e-6)
     expected = normed @ head['linear']['kernel'] + head['linear']['bias']
     logits = program.objective.logits(variables, images)
     np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-3)
