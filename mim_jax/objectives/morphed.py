@@ -59,6 +59,10 @@ class MorphedTargets(Morphed, Targeted):
         self.morphing.check(bound.num_grouped, network=hasattr(self.target, 'merged'))
         return bound
 
+    def target_of(self, variables: Variables, batch: Batch) -> jax.Array:
+        """What the tokens of a batch are compared with, [B,N,D]."""
+        return self.targets(variables, batch['images'])
+
     def morphed(self, variables: Variables, batch: Batch) -> dict[str, Any]:
         """What a grouping may look at beside the target."""
         return {
@@ -69,7 +73,7 @@ class MorphedTargets(Morphed, Targeted):
         }
 
     def grouped(self, variables: Variables, batch: Batch) -> tuple[jax.Array, dict[str, Any]]:
-        return self.targets(variables, batch['images']), self.morphed(variables, batch)
+        return self.target_of(variables, batch), self.morphed(variables, batch)
 
     def variances(
         self, variables: Variables, batch: Batch, prediction: jax.Array
@@ -77,7 +81,7 @@ class MorphedTargets(Morphed, Targeted):
         """Of prediction [...,D] and target over all tokens of the batch, as means over their
         numbers: a prediction without any is a constant.
         """
-        found = {'prediction': prediction, 'target': self.targets(variables, batch['images'])}
+        found = {'prediction': prediction, 'target': self.target_of(variables, batch)}
         return {
             f'{name}_variance': tokens.astype(jnp.float32)
             .reshape(-1, tokens.shape[-1])

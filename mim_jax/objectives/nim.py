@@ -42,7 +42,7 @@ class NIM(Morphed, Targeted):
     decoder: MAEDecoder = dataclasses.field(default_factory=MAEDecoder)
 
     def bind(self, encoder: ViT, inputs: Inputs, clock: Clock | None = None) -> Objective:
-        self.corruption.check(inputs.image_size)
+        self.corruption.check(inputs.image_size, inputs.channels)
         bound = super().bind(encoder, inputs, clock)
         self.morphing.check(bound.num_grouped, network=hasattr(self.target, 'merged'))
         return bound

@@ -50,7 +50,7 @@ class TokenPrediction(MorphedTargets):
     ) -> jax.Array:
         """Distances [S,B,N] between prediction [B,N,D] and target, under S draws of morphing."""
         with jax.named_scope('target'):
-            target = self.targets(variables, batch['images'])
+            target = self.target_of(variables, batch)
         with jax.named_scope('morphing'):
             pairs = self.morphing.pairs(key, prediction, target, **self.morphed(variables, batch))
             return jnp.stack([self.distance(p, self.compared(t)) for p, t in pairs])
@@ -101,7 +101,7 @@ class TokenPrediction(MorphedTargets):
         target is no picture.
         """
         mask = self.mask(variables, batch, step)
-        target = self.targets(variables, batch['images'])
+        target = self.target_of(variables, batch)
         prediction = self.predict(variables, batch, mask)
         return [
             panels.Mask(mask),
