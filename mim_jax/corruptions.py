@@ -186,8 +186,8 @@ class Noise(Corruption):
 
 @dataclasses.dataclass(frozen=True)
 class Distortion(Corruption):
-    """A fisheye about a point drawn from the image: a place at distance d from it, as a vector,
-    shows what is at (1 - magnitude |d|) d. Between pixels values are interpolated.
+    """A fisheye about a point drawn from the image: a pixel at distance d from it shows what lies
+    at (1 - magnitude d) d in the same direction. Between pixels values are interpolated.
 
     magnitude: ~ U(magnitude), where the sides of an image are 2 long. With 0.35 at most every place
       that is shown lies in the image.

@@ -36,13 +36,11 @@ class BeyondMasking(MAE):
     """The defaults are those of the released code's `zoomed-in`.
 
     corruption: what is done to the image, one of ZOOMS and of CORRUPTIONS.
-    masking: which patches of what is left are hidden besides, with 'none' none of them; then the
-      distances of all patches are averaged, as ever with `loss_on` 'all'.
-    target: what is predicted at every patch; under a zoom, of a picture of the whole scene that is
-      as large as the images, and pixels.
+    masking: which patches of what is left are hidden besides; 'none': the loss is over all.
+    target: what is predicted at every patch; under a zoom pixels, of a picture of the whole scene
+      that is as large as the images.
     morphing: under a zoom, of the patches as the network sees them.
-    border_weight: of what a zoom in does not see in the loss; the patches that it sees have the
-      rest.
+    border_weight: in the loss, of what a zoom in hides; the patches that it shows have the rest.
     """
 
     corruption: Any = choice({**ZOOMS, **CORRUPTIONS}, 'zoom_in')
@@ -68,15 +66,6 @@ class BeyondMasking(MAE):
             )
         self.corruption.check(inputs.image_size, inputs.channels)
         return super().bind(encoder, inputs, clock)
-
-    def init_predictor(self, key: jax.Array, features: int) -> Variables:
-        decoder = dict(super().init_predictor(key, features)['decoder'])
-        if not self.masking.count(self.grid):
-            del decoder['mask_token']
-        return {'decoder': decoder}
-
-    def visible(self, mask: jax.Array | None) -> jax.Array | None:
-        return None if mask is None else super().visible(mask)
 
     def seen(self, batch: Batch) -> jax.Array:
         """What the network is given, [B,H,W,C]; not all of its values in [0, 1]."""
@@ -121,9 +110,6 @@ class BeyondMasking(MAE):
 
     def morphed(self, variables: Variables, batch: Batch) -> dict[str, Any]:
         return {**super().morphed(variables, batch), 'images': self.shown(batch)}
-
-    def reduce(self, distances: jax.Array, mask: jax.Array | None) -> jax.Array:
-        return distances.mean() if mask is None else super().reduce(distances, mask)
 
     def loss(
         self, variables: Variables, batch: Batch, key: jax.Array, step: jax.Array

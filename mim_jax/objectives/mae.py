@@ -24,8 +24,11 @@ class MAE(TokenPrediction):
 
     def init_predictor(self, key: jax.Array, features: int) -> Variables:
         tokens = jax.ShapeDtypeStruct((1, 1, self.encoder.width), 'float32')
-        decoder = self.decoder.init(key, tokens, grid=self.grid, features=features)
-        return {'decoder': decoder['params']}
+        options = {'grid': self.grid, 'features': features}
+        decoder = dict(self.decoder.init(key, tokens, **options)['params'])
+        if not self.masking.count(self.grid):
+            del decoder['mask_token']
+        return {'decoder': decoder}
 
     def predict(
         self, variables: Variables, batch: Batch, mask: jax.Array, drop_path_keys: Any = None
@@ -35,8 +38,12 @@ class MAE(TokenPrediction):
         encoded = self.encode(params, batch['images'], visible=visible, keys=drop_path_keys)
         return self.decode(params, encoded, visible)
 
-    def visible(self, mask: jax.Array) -> jax.Array:
-        """Places [B,K] int32 of the patches that `mask` [B,N] leaves visible."""
+    def visible(self, mask: jax.Array | None) -> jax.Array | None:
+        """Places [B,K] int32 of the patches that `mask` [B,N] leaves visible; None: it is None, and
+        all are.
+        """
+        if mask is None:
+            return None
         num_visible = mask.shape[1] - self.masking.count(self.grid)
         return visible_ids(mask, num_visible=num_visible)
 

@@ -59,9 +59,12 @@ class TokenPrediction(MorphedTargets):
         """The target [B,N,D], averaged over its groups, as the distance takes it."""
         return target
 
-    def reduce(self, distances: jax.Array, mask: jax.Array) -> jax.Array:
-        """The loss from the tokens' distances [S,B,N]: its mean over the draws."""
-        losses = [d.mean() if self.loss_on == 'all' else masked_mean(d, mask) for d in distances]
+    def reduce(self, distances: jax.Array, mask: jax.Array | None) -> jax.Array:
+        """The loss from the tokens' distances [S,B,N]: its mean over the draws. Where no token is
+        hidden (None), all count.
+        """
+        every = mask is None or self.loss_on == 'all'
+        losses = [d.mean() if every else masked_mean(d, mask) for d in distances]
         return jnp.mean(jnp.stack(losses))
 
     def loss(
