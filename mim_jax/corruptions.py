@@ -4,11 +4,13 @@ Each class in CORRUPTIONS is a config section and a function of per-image keys a
 """
 
 import dataclasses
+import functools
 from typing import Annotated
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.scipy.ndimage import map_coordinates
 
 from mim_jax.data.colors import smooth
 from mim_jax.errors import UserError
@@ -31,8 +33,8 @@ class Corrupted:
 class Corruption:
     """What an objective asks of a corruption."""
 
-    def check(self, image_size: tuple[int, int]) -> None:
-        """Raises UserError where images (height, width) are too small for it."""
+    def check(self, image_size: tuple[int, int], channels: int) -> None:
+        """Raises UserError where images of that size (height, width) and channels do not suit."""
 
     def __call__(self, keys: jax.Array, images: jax.Array) -> Corrupted:
         """Corrupts images [B,H,W,C] in [0, 1], each by the draws of its own key of `keys` [B]."""
@@ -62,7 +64,7 @@ class FrequencyFilter(Corruption):
                 f'outer_radius = {self.outer_radius} must be above radius = {self.radius}.'
             )
 
-    def check(self, image_size):
+    def check(self, image_size, channels):
         if self.radius >= min(image_size) / 2:
             raise UserError(
                 f'{FIELD}.radius = {self.radius}: images of {image_size[0]}x{image_size[1]} pixels '
@@ -88,7 +90,7 @@ class LowResolution(Corruption):
 
     factor: Annotated[int, Range(2, 2**15)] = 8
 
-    def check(self, image_size):
+    def check(self, image_size, channels):
         if self.factor > min(image_size):
             raise UserError(
                 f'{FIELD}.factor = {self.factor}: of {image_size[0]}x{image_size[1]} pixels '
@@ -121,7 +123,7 @@ class Blur(Corruption):
         if not self.sizes or any(size % 2 == 0 for size in self.sizes):
             raise ValueError(f'sizes = {self.sizes}: they must be odd.')
 
-    def check(self, image_size):
+    def check(self, image_size, channels):
         if max(self.sizes) // 2 >= min(image_size):
             raise UserError(
                 f'{FIELD}.sizes: a kernel of {max(self.sizes)} is too wide for images of '
@@ -182,9 +184,113 @@ class Noise(Corruption):
         return Corrupted(images + jax.vmap(lambda key: noise(key, images.shape[1:]))(keys))
 
 
+@dataclasses.dataclass(frozen=True)
+class Distortion(Corruption):
+    """A fisheye about a point drawn from the image: a pixel at distance d from it shows what lies
+    at (1 - magnitude d) d in the same direction. Between pixels values are interpolated.
+
+    magnitude: ~ U(magnitude), where the sides of an image are 2 long. With 0.35 at most every place
+      that is shown lies in the image.
+
+    Source: the task `distorted` of Beyond Masking's released code.
+    """
+
+    magnitude: tuple[Annotated[float, Range(0, 0.35)], ...] = (0.15, 0.25)
+
+    def __post_init__(self):
+        check_ordered(self, 'magnitude')
+
+    def __call__(self, keys, images):
+        sides = images.shape[1:3]
+        places = jnp.stack(jnp.meshgrid(*(jnp.linspace(-1, 1, n) for n in sides), indexing='ij'))
+
+        def distorted(key, image):
+            for_centre, for_magnitude = jax.random.split(key)
+            centre = jax.random.uniform(for_centre, (2, 1, 1), minval=-1.0)
+            low, high = self.magnitude
+            magnitude = jax.random.uniform(for_magnitude, minval=low, maxval=high)
+            away = places - centre
+            away *= 1 - magnitude * jnp.sqrt(jnp.sum(away**2, axis=0))
+            pixels = [(x + 1) / 2 * (n - 1) for x, n in zip(centre + away, sides, strict=True)]
+            look = functools.partial(map_coordinates, order=1, mode='nearest')
+            return jax.vmap(look, in_axes=(-1, None), out_axes=-1)(image, pixels)
+
+        return Corrupted(jax.vmap(distorted)(keys, images))
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomKernel(Corruption):
+    """A convolution with weights drawn for every image, from all channels to each, which blurs a
+    little, takes most of the colour and stretches the contrast; not cut off.
+
+    size: of the square kernel; weights ~ N(1 / size^2, deviation). What is convolved are the
+    differences from mid-grey, and beyond the image all is of it.
+
+    Source: the task `blurred` of Beyond Masking's released code, whose call asks for a kernel of 1
+      with 7 outputs, which its network cannot take; with padding 3 and weights of mean 1 / 49 a
+      kernel of 7 with 3 outputs is meant, and its figures show as much.
+    """
+
+    size: Annotated[int, Range(1, 31)] = 7
+    deviation: NotNegative = 0.02
+
+    def __post_init__(self):
+        if self.size % 2 == 0:
+            raise ValueError(f'size = {self.size}: it must be odd.')
+
+    def __call__(self, keys, images):
+        channels, reach = images.shape[-1], self.size // 2
+        shape = self.size**2, channels, channels
+        drawn = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+        kernels = 1 / self.size**2 + self.deviation * drawn
+        widths = ((0, 0), (reach, reach), (reach, reach), (0, 0))
+        padded = jnp.pad(images - 0.5, widths)
+
+        def add(place, total):
+            # Shifted sums: a kernel per image makes a slow convolution (see `colors.smooth`).
+            row, column = divmod(place, self.size)
+            shifted = jax.lax.dynamic_slice(padded, (0, row, column, 0), images.shape)
+            weights = kernels[:, place, None, None]
+            return total + (shifted[..., None] * weights).sum(axis=-2)
+
+        return Corrupted(0.5 + jax.lax.fori_loop(0, self.size**2, add, jnp.zeros_like(images)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoloring(Corruption):
+    """One grey picture in all channels: a sum of the colours with weights ~ U(weights), drawn for
+    every image and colour; not cut off.
+
+    Source: the task `decolorized` of Beyond Masking's released code, whose weights are the batch's
+      and whose network has one channel.
+    """
+
+    weights: tuple[NotNegative, ...] = (0.0, 0.667)
+
+    def __post_init__(self):
+        check_ordered(self, 'weights')
+
+    def check(self, image_size, channels):
+        if channels == 1:
+            raise UserError(
+                f'{FIELD}.name = decoloring, but the images of config.data.channels = 1 have no '
+                'colour to lose; choose another one.'
+            )
+
+    def __call__(self, keys, images):
+        low, high = self.weights
+        draw = functools.partial(jax.random.uniform, minval=low, maxval=high)
+        weights = jax.vmap(lambda key: draw(key, images.shape[-1:]))(keys)
+        grey = jnp.sum(images * weights[:, None, None], axis=-1, keepdims=True)
+        return Corrupted(jnp.broadcast_to(grey, images.shape))
+
+
 CORRUPTIONS = {
     'frequencies': FrequencyFilter,
     'low_resolution': LowResolution,
     'blur': Blur,
     'noise': Noise,
+    'distortion': Distortion,
+    'random_kernel': RandomKernel,
+    'decoloring': Decoloring,
 }

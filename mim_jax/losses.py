@@ -102,6 +102,20 @@ def masked_mean(values, mask):
     return jnp.sum(values.astype(jnp.float32) * weights) / jnp.maximum(jnp.sum(weights), 1.0)
 
 
+def border_square(prediction, target, *, borders):
+    """How far two pictures [B,H,W,C] are apart along their edges, float32 [B]: the sum of the mean
+    squared differences in four strips, `borders` (rows, columns) wide. The upper and the lower one
+    have the corners.
+
+    Source: Beyond Masking (Tian et al., 2022), its released code.
+    """
+    squares = (prediction.astype(jnp.float32) - target.astype(jnp.float32)) ** 2
+    rows, columns = borders
+    middle = squares[:, rows:-rows]
+    strips = squares[:, :rows], squares[:, -rows:], middle[:, :, :columns], middle[:, :, -columns:]
+    return sum(strip.mean(axis=(1, 2, 3)) for strip in strips)
+
+
 def ranking_loss(scores, values, *, eps=1e-6):
     """How badly scores [B,K] rank the values [B,K], float32 [B].
 

@@ -39,7 +39,8 @@ class HeatMap:
 
 @flax.struct.dataclass
 class Groups:
-    """Groups of patches [B,N] int32: patches of one number belong together.
+    """Groups of patches [B,N] int32: patches of one number belong together; over `images` (None:
+    the input).
 
     protected: [B] int32, the patch that a grouping lets join no other (None: there is none).
     """
@@ -47,6 +48,7 @@ class Groups:
     values: jax.Array
     protected: jax.Array | None = None
     title: str | None = flax.struct.field(pytree_node=False, default=None)  # None: their number
+    images: jax.Array | None = None
 
 
 @flax.struct.dataclass

@@ -5,7 +5,16 @@ import numpy as np
 import pytest
 
 from mim_jax import keys
-from mim_jax.corruptions import CORRUPTIONS, Blur, FrequencyFilter, LowResolution, Noise
+from mim_jax.corruptions import (
+    CORRUPTIONS,
+    Blur,
+    Decoloring,
+    Distortion,
+    FrequencyFilter,
+    LowResolution,
+    Noise,
+    RandomKernel,
+)
 from mim_jax.errors import UserError
 
 COUNT = 24
@@ -127,11 +136,63 @@ def test_deviations_of_noise_can_follow_a_gamma_distribution():
     assert 0.05 < third < 0.9  # 2 / sqrt(25) = 0.4: not symmetric
 
 
+def test_a_distortion_shows_what_is_nearer_to_a_point():
+    images = IMAGES[:2, :, :11]
+    corrupted = Distortion(magnitude=(0.1, 0.3))(KEYS[:2], images).images
+    expected = np.zeros(images.shape)
+    for image, key in enumerate(KEYS[:2]):
+        for_centre, for_magnitude = jax.random.split(key)
+        y, x = np.float64(jax.random.uniform(for_centre, (2, 1, 1), minval=-1.0)).ravel()
+        magnitude = float(jax.random.uniform(for_magnitude, minval=0.1, maxval=0.3))
+        for row in range(16):
+            for column in range(11):
+                v, u = 2 * row / 15 - 1, 2 * column / 10 - 1
+                distance = np.hypot(v - y, u - x)
+                at = (v + (y - v) * distance * magnitude + 1) / 2 * 15
+                across = (u + (x - u) * distance * magnitude + 1) / 2 * 10
+                top, left = min(int(at), 14), min(int(across), 9)
+                down, right = at - top, across - left
+                square = np.float64(images[image, top : top + 2, left : left + 2])
+                line = square[:, 0] * (1 - right) + square[:, 1] * right
+                expected[image, row, column] = line[0] * (1 - down) + line[1] * down
+    np.testing.assert_allclose(corrupted, expected, atol=1e-4)
+
+
+def test_a_random_kernel_mixes_neighbours_and_channels():
+    corrupted = RandomKernel(size=3, deviation=0.1)(KEYS[:2], IMAGES[:2]).images
+    expected = np.zeros((2, 16, 16, 3))
+    for image, key in enumerate(KEYS[:2]):
+        weights = 1 / 9 + 0.1 * np.float64(jax.random.normal(key, (9, 3, 3))).reshape(3, 3, 3, 3)
+        around = np.full((18, 18, 3), 0.5)
+        around[1:-1, 1:-1] = IMAGES[image]
+        for row, column, to in np.ndindex(16, 16, 3):
+            seen = around[row : row + 3, column : column + 3] - 0.5
+            expected[image, row, column, to] = 0.5 + (seen * weights[..., to]).sum()
+    np.testing.assert_allclose(corrupted, expected, atol=1e-5)
+
+
+def test_weights_of_a_random_kernel_have_the_mean_of_an_average():
+    dot = np.full((COUNT, 7, 7, 1), 0.5, np.float32)
+    dot[:, 3, 3] = 1.5
+    weights = np.asarray(RandomKernel()(KEYS, dot).images).ravel() - 0.5
+    assert abs(weights.mean() - 1 / 49) < 4 * 0.02 / np.sqrt(weights.size)
+    assert abs(weights.std() - 0.02) < 0.002
+
+
+def test_colours_are_lost_in_a_sum_with_drawn_weights():
+    corrupted = np.asarray(Decoloring(weights=(0.2, 0.5))(KEYS, IMAGES).images)
+    for image, key in enumerate(KEYS):
+        weights = np.float64(jax.random.uniform(key, (3,), minval=0.2, maxval=0.5))
+        expected = sum(w * IMAGES[image, ..., channel] for channel, w in enumerate(weights))
+        for channel in range(3):
+            np.testing.assert_allclose(corrupted[image, ..., channel], expected, atol=1e-6)
+
+
 @pytest.mark.parametrize('name', CORRUPTIONS)
 def test_an_image_is_corrupted_by_its_own_key_alone(name):
     options = {'frequencies': {'radius': 3.0}, 'blur': {'sizes': (3, 5)}}.get(name, {})
     corruption = CORRUPTIONS[name](**options)
-    corruption.check((16, 16))
+    corruption.check((16, 16), 3)
     whole = corruption(KEYS, IMAGES).images
     np.testing.assert_allclose(corruption(KEYS[5:7], IMAGES[5:7]).images, whole[5:7], atol=1e-6)
     assert np.abs(whole - IMAGES).max() > 0.1
@@ -147,7 +208,7 @@ def test_an_image_is_corrupted_by_its_own_key_alone(name):
 )
 def test_images_that_are_too_small(corruption, message):
     with pytest.raises(UserError, match=message):
-        corruption.check((32, 24))
+        corruption.check((32, 24), 3)
 
 
 @pytest.mark.parametrize(
@@ -158,8 +219,17 @@ def test_images_that_are_too_small(corruption, message):
         (lambda: Blur(sigma=(2.0, 1.0)), 'sigma'),
         (lambda: Noise(sigma=(1.0,)), 'sigma'),
         (lambda: Noise(gamma=(25.0,)), 'shape, scale'),
+        (lambda: RandomKernel(size=4), 'it must be odd'),
+        (lambda: Distortion(magnitude=(0.2, 0.1)), 'magnitude'),
+        (lambda: Decoloring(weights=(1.0,)), 'weights'),
     ],
 )
 def test_impossible_values_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_grey_images_have_no_colour_to_lose():
+    Decoloring().check((32, 24), 3)
+    with pytest.raises(UserError, match=r'decoloring, but the images of config.data.channels = 1'):
+        Decoloring().check((32, 24), 1)

@@ -57,6 +57,16 @@ def test_masked_mean():
     assert losses.masked_mean(values, np.zeros((2, 4), bool)) == 0
 
 
+def test_the_border_of_a_picture_is_four_strips():
+    a, b = RNG.normal(size=(2, 2, 7, 6, 3))
+    expected = np.zeros(2)
+    strips = np.s_[:2, :], np.s_[5:, :], np.s_[2:5, :1], np.s_[2:5, 5:]
+    for image in range(2):
+        for strip in strips:
+            expected[image] += ((a[image] - b[image])[strip] ** 2).mean()
+    np.testing.assert_allclose(losses.border_square(a, b, borders=(2, 1)), expected, rtol=1e-5)
+
+
 def test_standardized_square_compares_with_values_of_mean_0_and_variance_1():
     scores, values = RNG.normal(size=(2, 3, 5))
     squares = losses.standardized_square(scores, values)

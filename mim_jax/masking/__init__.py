@@ -12,6 +12,7 @@ from mim_jax.masking.curriculum import rising_count
 from mim_jax.masking.disjoint import DisjointMasking
 from mim_jax.masking.grid import GridMasking
 from mim_jax.masking.multiblock import Blocks, MultiBlockMasking
+from mim_jax.masking.none import NoMasking
 from mim_jax.masking.random import RandomMasking
 from mim_jax.masking.selection import (
     drawn_by_weight,
@@ -35,6 +36,7 @@ __all__ = [
     'DisjointMasking',
     'GridMasking',
     'MultiBlockMasking',
+    'NoMasking',
     'RandomMasking',
     'ShortLongMasking',
     'WeightedMasking',

@@ -20,13 +20,16 @@ def bilinear(x, size):
     ).astype(x.dtype)
 
 
-def adaptive_average(x, side):
-    """Means float32 [B,side,side,C] over the bins of PyTorch's `AdaptiveAvgPool2d(side)`.
+def adaptive_average(x, size):
+    """Means float32 [B,*size,C] over the bins of PyTorch's `AdaptiveAvgPool2d(size)`, which is also
+    its `interpolate(mode='area')`.
 
     Bin i of n pixels is floor(i n / side) to ceil((i + 1) n / side): neighbours may overlap, and a
-    map smaller than `side` is repeated.
+    map smaller than `size` is repeated.
     """
-    rows, columns = (jnp.asarray(_bins(count, side)) for count in x.shape[1:3])
+    rows, columns = (
+        jnp.asarray(_bins(count, side)) for count, side in zip(x.shape[1:3], size, strict=True)
+    )
     highest = jax.lax.Precision.HIGHEST
     return jnp.einsum('ih,jw,bhwc->bijc', rows, columns, x.astype(jnp.float32), precision=highest)
 

@@ -178,7 +178,7 @@ class UPerNetDecoder(nn.Module):
         size = top.shape[1:3]
         pooled = [top.astype(self.dtype)]
         for i, scale in enumerate(self.pool_scales):
-            x = unit(adaptive_average(top, scale).astype(self.dtype), f'pools_{i}')
+            x = unit(adaptive_average(top, (scale, scale)).astype(self.dtype), f'pools_{i}')
             pooled.append(bilinear(x, size))
         top = unit(jnp.concatenate(pooled, axis=-1), 'bottleneck', 3)
         laterals = [unit(x, f'laterals_{i}') for i, x in enumerate(lower)] + [top]

@@ -1,6 +1,7 @@
 """The methods, one file each: a new one is a file, a line in OBJECTIVES, a config and a test."""
 
 from mim_jax.objectives.beitv2 import BEiTv2
+from mim_jax.objectives.beyondmasking import BeyondMasking
 from mim_jax.objectives.byol import BYOL
 from mim_jax.objectives.cae import CAE
 from mim_jax.objectives.caev2 import CAEv2
@@ -29,6 +30,7 @@ from mim_jax.objectives.vqkd import VQKD
 
 OBJECTIVES = {
     'beitv2': BEiTv2,
+    'beyondmasking': BeyondMasking,
     'byol': BYOL,
     'cae': CAE,
     'caev2': CAEv2,

@@ -24,8 +24,11 @@ class MAE(TokenPrediction):
 
     def init_predictor(self, key: jax.Array, features: int) -> Variables:
         tokens = jax.ShapeDtypeStruct((1, 1, self.encoder.width), 'float32')
-        decoder = self.decoder.init(key, tokens, grid=self.grid, features=features)
-        return {'decoder': decoder['params']}
+        options = {'grid': self.grid, 'features': features}
+        decoder = dict(self.decoder.init(key, tokens, **options)['params'])
+        if not self.masking.count(self.grid):
+            del decoder['mask_token']
+        return {'decoder': decoder}
 
     def predict(
         self, variables: Variables, batch: Batch, mask: jax.Array, drop_path_keys: Any = None

@@ -34,9 +34,11 @@ class Masked(Objective):
     def mask(self, variables: Variables, batch: Batch, step: jax.Array) -> jax.Array:
         return self.masking(keys.named(batch['keys'], 'mask'), grid=self.grid)
 
-    def visible(self, mask: jax.Array) -> jax.Array:
-        """Places [B,K] int32 of the patches that `mask` [B,N] leaves visible."""
-        return visible_ids(mask, num_visible=self.num_visible)
+    def visible(self, mask: jax.Array | None) -> jax.Array | None:
+        """Places [B,K] int32 of the patches that `mask` [B,N] leaves visible; None where it is None:
+        all of them.
+        """
+        return None if mask is None else visible_ids(mask, num_visible=self.num_visible)
 
     def places(self, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Places int32 of the visible [B,K] and of the hidden patches [B,M] of `mask` [B,N]."""

@@ -51,7 +51,7 @@ class MFM(Objective):
         return self.distance.over_batch
 
     def bind(self, encoder: ViT, inputs: Inputs, clock: Clock | None = None) -> Objective:
-        self.corruption.check(inputs.image_size)
+        self.corruption.check(inputs.image_size, inputs.channels)
         parts = self.distance.parts
         if any(size % parts for size in inputs.image_size):
             raise UserError(

@@ -68,6 +68,10 @@ class MorphedTargets(Morphed, Targeted):
     def merges_in_network(self) -> bool:
         return hasattr(self.target, 'merged')
 
+    def target_of(self, variables: Variables, batch: Batch) -> jax.Array:
+        """What the tokens of a batch are compared with, [B,N,D]."""
+        return self.targets(variables, batch['images'])
+
     def morphed(self, variables: Variables, batch: Batch) -> dict[str, Any]:
         """What a grouping may look at beside the target."""
         return {
@@ -78,7 +82,7 @@ class MorphedTargets(Morphed, Targeted):
         }
 
     def grouped(self, variables: Variables, batch: Batch) -> tuple[jax.Array, dict[str, Any]]:
-        return self.targets(variables, batch['images']), self.morphed(variables, batch)
+        return self.target_of(variables, batch), self.morphed(variables, batch)
 
     def variances(
         self, variables: Variables, batch: Batch, prediction: jax.Array
@@ -86,7 +90,7 @@ class MorphedTargets(Morphed, Targeted):
         """Of prediction [...,D] and target over all tokens of the batch, as means over their
         numbers: a prediction without any is a constant.
         """
-        found = {'prediction': prediction, 'target': self.targets(variables, batch['images'])}
+        found = {'prediction': prediction, 'target': self.target_of(variables, batch)}
         return {
             f'{name}_variance': tokens.astype(jnp.float32)
             .reshape(-1, tokens.shape[-1])

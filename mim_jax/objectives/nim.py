@@ -41,7 +41,7 @@ class NIM(MorphedTargets):
     decoder: MAEDecoder = dataclasses.field(default_factory=MAEDecoder)
 
     def bind(self, encoder: ViT, inputs: Inputs, clock: Clock | None = None) -> Objective:
-        self.corruption.check(inputs.image_size)
+        self.corruption.check(inputs.image_size, inputs.channels)
         return super().bind(encoder, inputs, clock)
 
     def init_predictor(self, key: jax.Array, features: int) -> Variables:

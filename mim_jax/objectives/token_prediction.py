@@ -44,7 +44,7 @@ class TokenPrediction(Masked, MorphedTargets):
     ) -> jax.Array:
         """Distances [S,B,N] between prediction [B,N,D] and target, under S draws of morphing."""
         with jax.named_scope('target'):
-            target = self.targets(variables, batch['images'])
+            target = self.target_of(variables, batch)
         with jax.named_scope('morphing'):
             pairs = self.morphing.pairs(key, prediction, target, **self.morphed(variables, batch))
             return jnp.stack([self.distance(p, self.compared(t)) for p, t in pairs])
@@ -53,9 +53,12 @@ class TokenPrediction(Masked, MorphedTargets):
         """The target [B,N,D], averaged over its groups, as the distance takes it."""
         return target
 
-    def reduce(self, distances: jax.Array, mask: jax.Array) -> jax.Array:
-        """The loss from the tokens' distances [S,B,N]: its mean over the draws."""
-        losses = [d.mean() if self.loss_on == 'all' else masked_mean(d, mask) for d in distances]
+    def reduce(self, distances: jax.Array, mask: jax.Array | None) -> jax.Array:
+        """The loss from the tokens' distances [S,B,N]: its mean over the draws. Where no token is
+        hidden (None), all count.
+        """
+        every = mask is None or self.loss_on == 'all'
+        losses = [d.mean() if every else masked_mean(d, mask) for d in distances]
         return jnp.mean(jnp.stack(losses))
 
     def loss(
@@ -95,7 +98,7 @@ class TokenPrediction(Masked, MorphedTargets):
         target is no picture.
         """
         mask = self.mask(variables, batch, step)
-        target = self.targets(variables, batch['images'])
+        target = self.target_of(variables, batch)
         prediction = self.predict(variables, batch, mask)
         return [
             panels.Mask(mask),

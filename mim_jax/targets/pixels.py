@@ -1,6 +1,7 @@
 """Pixels as targets: patches as they are, or each normalised by its own mean and deviation."""
 
 import dataclasses
+from typing import Literal
 
 import jax.numpy as jnp
 
@@ -11,23 +12,28 @@ from mim_jax.targets.base import Target
 VARIANCE_EPS = 1e-6
 
 
-def normalize_patches(patches):
+def normalize_patches(patches, *, channels=1):
     """(x - mean) / sqrt(var + 1e-6) over the last axis of [...,P], float32.
 
-    The variance is the unbiased one (divided by P - 1), as MAE's code has it.
+    The variance is the unbiased one (divided by P - 1), as MAE's code has it. channels: so many
+    numbers lie beside each other for every pixel, and each is normalised by itself over the P /
+    channels pixels.
     """
-    patches = patches.astype(jnp.float32)
-    mean = patches.mean(axis=-1, keepdims=True)
-    variance = patches.var(axis=-1, keepdims=True, ddof=1)
-    return (patches - mean) / jnp.sqrt(variance + VARIANCE_EPS)
+    mean, deviation = _statistics(patches, channels)
+    return (patches - mean) / deviation
 
 
-def denormalize_patches(values, *, like):
+def denormalize_patches(values, *, like, channels=1):
     """Undoes `normalize_patches`: values [...,P] with mean and deviation of the patches `like`."""
-    like = like.astype(jnp.float32)
-    mean = like.mean(axis=-1, keepdims=True)
-    variance = like.var(axis=-1, keepdims=True, ddof=1)
-    return values * jnp.sqrt(variance + VARIANCE_EPS) + mean
+    mean, deviation = _statistics(like, channels)
+    return values * deviation + mean
+
+
+def _statistics(patches, channels):
+    """Mean and deviation that belong to each of the numbers [...,P], two float32 [...,P]."""
+    pixels = patches.astype(jnp.float32).reshape(*patches.shape[:-1], -1, channels)
+    deviation = jnp.sqrt(pixels.var(axis=-2, ddof=1) + VARIANCE_EPS)
+    return [jnp.tile(x, pixels.shape[-2]) for x in (pixels.mean(axis=-2), deviation)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,13 +42,17 @@ class Pixels(Target):
 
     normalize: each patch by its own mean and deviation (MAE's recommended form); False leaves the
     student's normalisation (SimMIM).
+    normalize_over: all numbers of a 'patch', or those of each 'channel' of it by themselves.
     """
 
     normalize: bool = False
+    normalize_over: Literal['patch', 'channel'] = 'patch'
 
     def __call__(self, variables, images):
         patches = patchify(self.inputs.normalize(images), patch_size=self.encoder.patch_size)
-        return normalize_patches(patches) if self.normalize else patches.astype(jnp.float32)
+        if not self.normalize:
+            return patches.astype(jnp.float32)
+        return normalize_patches(patches, channels=self._channels)
 
     def panels(self, prediction, images):
         """What there is to see of predictions [B,N,p*q*C]: panels, the last one as an image.
@@ -70,6 +80,11 @@ class Pixels(Target):
         size = self.encoder.patch_size
         if self.normalize:
             truth = patchify(self.inputs.normalize(images), patch_size=size)
-            prediction = denormalize_patches(prediction, like=truth)
+            prediction = denormalize_patches(prediction, like=truth, channels=self._channels)
         grid = patch_grid(images.shape[1:3], size)
         return self.inputs.denormalize(unpatchify(prediction, grid=grid, patch_size=size))
+
+    @property
+    def _channels(self):
+        """How many numbers of a pixel are normalised apart."""
+        return self.inputs.channels if self.normalize_over == 'channel' else 1

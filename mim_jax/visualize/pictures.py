@@ -251,9 +251,10 @@ def _column(
         case panels.HeatMap(values):
             image = to_pixels(heat_colors(values), grid=grid, size=size)
             keys = [Key('from least to most, of each image by itself', _heat_sample())]
-        case panels.Groups(values, protected):
+        case panels.Groups(values, protected, _, below):
+            below = photo if below is None else resized(to_rgb(below), size)
             options = {'grid': grid, 'scale': panel_scale(*size), 'protected': protected}
-            image = paint_groups(photo, values, **options)
+            image = paint_groups(below, values, **options)
             number = np.mean([len(np.unique(one)) for one in values])
             title, keys = title or f'{number:.0f} groups', group_keys(protected is not None)
         case panels.Tokens(values):

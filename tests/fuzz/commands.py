@@ -105,7 +105,8 @@ def _base(rng):
     config = experiment.default_config(name)
     pairs = [tuple(pair.split('=')) for pair in TINY]
     small = [('width', '16'), ('depth', '1'), ('heads', '2')]
-    if name in ('mae', 'croco', 'dmjd', 'hpm', 'latentmim', 'lut', 'moca', 'nim'):
+    decoders = ('mae', 'beyondmasking', 'croco', 'dmjd', 'hpm', 'latentmim', 'lut', 'moca', 'nim')
+    if name in decoders:
         pairs += [(f'objective.decoder.{key}', value) for key, value in small]
     if name == 'moca':
         pairs += [('objective.dense_layer', '1'), ('objective.words.border', '1')]

@@ -1,6 +1,7 @@
 """Pixel targets against NumPy."""
 
 import numpy as np
+import pytest
 
 from mim_jax.inputs import Inputs
 from mim_jax.models import ViT
@@ -38,9 +39,20 @@ def test_normalised_patches_use_the_unbiased_variance():
     np.testing.assert_allclose(target, expected, atol=1e-4)
 
 
-def test_a_perfect_prediction_shows_the_image():
+def test_channels_can_be_normalised_apart():
+    target = Pixels(normalize=True, normalize_over='channel').bind(ENCODER, INPUTS)({}, IMAGES)
+    expected = patch_loop().reshape(2, 6, 16, 3)
+    for image, patch, channel in np.ndindex(2, 6, 3):
+        values = expected[image, patch, :, channel]
+        values -= values.mean()
+        values /= np.sqrt((values**2).sum() / 15)
+    np.testing.assert_allclose(target, expected.reshape(2, 6, 48), atol=1e-4)
+
+
+@pytest.mark.parametrize('over', ['patch', 'channel'])
+def test_a_perfect_prediction_shows_the_image(over):
     for normalize in (True, False):
-        target = Pixels(normalize=normalize).bind(ENCODER, INPUTS)
+        target = Pixels(normalize=normalize, normalize_over=over).bind(ENCODER, INPUTS)
         shown = target.to_images(target({}, IMAGES), IMAGES)
         np.testing.assert_allclose(shown, IMAGES, atol=1e-5)
 
