@@ -11,6 +11,7 @@ from mim_jax.errors import UserError
 from mim_jax.ranges import (
     AnyNumber,
     Batch,
+    Count,
     Positive,
     PositiveShare,
     Share,
@@ -38,6 +39,8 @@ class DataConfig:
         training crops at random, 1 / crop.resize where it crops 'simple', else all of it.
       randaugment: strong changes on the host, behind the crop of every view; off by default.
       shuffle: a new order in every epoch; False keeps the source's order.
+      shuffle_block: so many neighbours of the source are read one after the other, for data on
+        network storage; see `mim_jax.data.order.BlockOrder`. None: every item by itself.
       workers: decoding processes; 0 decodes in threads of the training process. -1: one for each
         core that this process has for itself (of the host's, divided among its processes), but one.
       threads: decoding threads per process.
@@ -59,6 +62,7 @@ class DataConfig:
     colors: Colors = dataclasses.field(default_factory=Colors)
     randaugment: RandAugment = dataclasses.field(default_factory=RandAugment)
     shuffle: bool = True
+    shuffle_block: Count | None = None
     workers: WorkersOrAll = 0
     threads: Workers = 2
     prefetch: Workers = 2
@@ -70,6 +74,8 @@ class DataConfig:
                 object.__setattr__(self, name, tuple(getattr(self, name)) * count)
         if len(self.image_size) != 2:
             raise ValueError(f'image_size is {self.image_size}, must be (height, width) in pixels')
+        if self.shuffle_block is not None and not self.shuffle:
+            raise ValueError('shuffle_block is a way to shuffle: set shuffle=true or leave it out')
         for name in ('mean', 'std'):
             if len(getattr(self, name)) != self.channels:
                 raise ValueError(

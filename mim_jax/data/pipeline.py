@@ -19,6 +19,7 @@ from absl import flags, logging
 
 from mim_jax.data.config import DataConfig
 from mim_jax.data.elements import EvalElements, TrainElements, stack
+from mim_jax.data.order import order
 from mim_jax.data.specification import Views, batch_spec, eval_views
 from mim_jax.errors import UserError
 
@@ -143,9 +144,9 @@ class TrainBatches:
         """The numbers in the source of the images of the global batch after `position` others, in
         its order. One that cannot be read stands for the next one that can.
         """
-        order, size = self._order(), self._config.batch_size
+        numbers, size = self._order(), self._config.batch_size
         first = position * size
-        return [order[i] % len(self._source) for i in range(first, first + size)]
+        return [numbers[i] % len(self._source) for i in range(first, first + size)]
 
     def close(self):
         """Ends the workers; `next` would start them again."""
@@ -154,12 +155,7 @@ class TrainBatches:
             self._iterator = None
 
     def _order(self):
-        """Numbers of items, which count on through the epochs, in the order of all of them."""
-        dataset = grain.MapDataset.range(len(self._source))
-        if self._config.shuffle:
-            dataset = dataset.shuffle(seed=_seeds(self._seed)[0])
-        # Without end in practice; Grain's own endless repeat overflows in batches of one.
-        return dataset.repeat(2**48 // len(self._source) + 1)
+        return order(len(self._source), self._config, seed=_seeds(self._seed)[0])
 
     def _start(self):
         config, count = self._config, self._process_count

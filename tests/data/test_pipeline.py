@@ -109,12 +109,13 @@ def test_crops_differ_between_epochs_and_seeds_but_not_between_runs():
     assert not np.array_equal(first['images'], other['images'])
 
 
+@pytest.mark.parametrize('block', [None, 4])
 @pytest.mark.parametrize('count', [2, 4, 8])
-def test_processes_together_make_the_one_process_batch(count):
-    source = Numbered(27)
-    whole = take(train_batches(source, config(), seed=3), 12)
+def test_processes_together_make_the_one_process_batch(count, block):
+    source, shuffled = Numbered(27), config(shuffle_block=block)
+    whole = take(train_batches(source, shuffled, seed=3), 12)
     parts = [
-        take(train_batches(source, config(), seed=3, process_index=i, process_count=count), 12)
+        take(train_batches(source, shuffled, seed=3, process_index=i, process_count=count), 12)
         for i in range(count)
     ]
     joined = [
@@ -147,14 +148,15 @@ def test_errors_of_a_worker_reach_the_caller():
     batches.close()
 
 
+@pytest.mark.parametrize('block', [None, 4])
 @pytest.mark.parametrize('position', [0, 1, 5, 13])
-def test_resuming_is_exact(position):
-    source = Numbered(27)
-    batches = train_batches(source, config(), seed=3)
+def test_resuming_is_exact(position, block):
+    source, shuffled = Numbered(27), config(shuffle_block=block)
+    batches = train_batches(source, shuffled, seed=3)
     take(batches, position)
     state = json.loads(json.dumps(batches.get_state()))
     expected = take(batches, 4)
-    fresh = train_batches(source, config(), seed=3)
+    fresh = train_batches(source, shuffled, seed=3)
     fresh.set_state(state)
     assert fresh.get_state() == state
     assert_same(expected, take(fresh, 4))
@@ -338,9 +340,10 @@ def to_grey(rng, shown):
 
 def test_host_transforms_run_in_workers_too():
     views = {'images': config().view(transforms=(to_grey,))}
-    expected = take(train_batches(Numbered(20), config(), seed=1, views=views), 2)
+    expected = take(train_batches(Numbered(20), config(shuffle_block=4), seed=1, views=views), 2)
     assert all(np.ptp(image) == 0 for image in expected[0]['images'])
-    batches = train_batches(Numbered(20), config(workers=1, threads=1), seed=1, views=views)
+    workers = config(shuffle_block=4, workers=1, threads=1)
+    batches = train_batches(Numbered(20), workers, seed=1, views=views)
     assert_same(expected, take(batches, 2))
     batches.close()
 
