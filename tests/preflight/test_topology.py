@@ -1,5 +1,7 @@
 """A step compiled for TPUs that are not there, by the package libtpu (the extra `tpu`)."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +44,13 @@ def test_a_step_that_a_tpu_compiler_refuses_does_not_fit(capfd):
     (row,) = capfd.readouterr().out.splitlines()
     cells = row.split(' | ')
     assert 'GiB of 16.00 GiB' in cells[5] and cells[6] == 'does not fit'
+
+
+@pytest.mark.slow
+def test_libtpu_itself_says_nothing():
+    program = "from mim_jax.preflight import topology; print(len(topology.devices('v4:2x2x2')))"
+    said = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
+    assert (said.stdout, said.stderr) == ('8\n', '')
 
 
 @pytest.mark.slow
