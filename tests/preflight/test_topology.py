@@ -62,6 +62,15 @@ def test_only_data_crosses_from_slice_to_slice():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('name', ['v5e:4x4', 'v6e:4x4', 'v4:2x2x4'])
+@pytest.mark.parametrize('slices', [1, 2])
+def test_axes_of_a_mesh_may_split_those_of_a_slice(name, slices):
+    devices = topology.devices(name, slices=slices)
+    mesh = sharding.make_mesh(sharding.MeshConfig(data=-1, fsdp=2), devices)
+    assert mesh.shape == {'data': 8 * slices, 'fsdp': 2, 'tensor': 1}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('argument', 'said'),
     [
