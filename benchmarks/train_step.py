@@ -121,7 +121,7 @@ class Place:
 class Step:
     """One step of training, its compilation and its times."""
 
-    def __init__(self, config, assignments):
+    def __init__(self, config, assignments, *, devices=None):
         self.options = {}
         fields = []
         for name, value in assignments:
@@ -135,7 +135,9 @@ class Step:
         config = configs.override(configs.load(config), experiment.Experiment, fields)
         self.experiment = experiment.from_config(config)
         fields = self.experiment.data.source.assumed_fields()
-        self.program = Program.make(self.experiment, epoch_examples=1_281_167, fields=fields)
+        self.program = Program.make(
+            self.experiment, epoch_examples=1_281_167, fields=fields, devices=devices
+        )
         traced = self.program.trace()
         self.flops = self.program.model_flops(traced)
         self.lowered = traced.lower()
@@ -193,12 +195,14 @@ class Step:
         with jax.profiler.trace(str(folder)):
             self.run(place, 3, warm_up=0)
 
+    def memory(self):
+        """Bytes of a device that the compiled step needs, arguments and temporaries."""
+        sizes = self.compiled.memory_analysis()
+        results = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+        return sizes.argument_size_in_bytes + results + sizes.temp_size_in_bytes
+
     def row(self):
-        size = ''
-        if hasattr(self, 'compiled'):
-            memory = self.compiled.memory_analysis()
-            size = memory.argument_size_in_bytes + memory.output_size_in_bytes
-            size = (size + memory.temp_size_in_bytes - memory.alias_size_in_bytes) / 2**30
+        size = self.memory() / 2**30 if hasattr(self, 'compiled') else ''
         if self.failed:
             return f'{self.failed} ({size:.2f} GiB)' if size else self.failed
         median = np.median(self.seconds)

@@ -98,12 +98,21 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
             f'config.mesh: data={sizes[0]} is not divisible by the {len(slices)} slices of TPUs, '
             f'and only data crosses from one to another; make it a multiple of {len(slices)}.'
         )
-    if len(slices) > 1 and fits:
-        # Only the data axis crosses the slow network between slices.
-        inner = (sizes[0] // len(slices), *sizes[1:])
-        grid = mesh_utils.create_hybrid_device_mesh(inner, (len(slices), 1, 1), devices=devices)
-        return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    try:
+        if len(slices) > 1 and fits:
+            # Only the data axis crosses the slow network between slices.
+            inner = (sizes[0] // len(slices), *sizes[1:])
+            grid = mesh_utils.create_hybrid_device_mesh(
+                inner, (len(slices), 1, 1), devices=devices, allow_split_physical_axes=True
+            )
+        else:
+            grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    except (AssertionError, ValueError) as error:
+        raise UserError(
+            f'config.mesh: {wanted} uses {len(devices)} of the devices, and these are no block of '
+            'the TPU slice, or not as many of every slice; set one axis to -1 to use all.'
+        ) from error
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def check_batch(

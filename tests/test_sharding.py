@@ -42,6 +42,17 @@ def test_only_data_crosses_between_slices_of_tpus():
         sharding.make_mesh(MeshConfig(data=-1, fsdp=8), devices)
 
 
+def test_chips_of_a_mesh_are_a_block_of_the_slice():
+    devices = [
+        types.SimpleNamespace(
+            platform='tpu', device_kind='TPU v5 lite', coords=(i % 2, i // 2, 0), core_on_chip=0
+        )
+        for i in range(8)
+    ]
+    with pytest.raises(UserError, match='fsdp=3, tensor=1 uses 3 of the devices, and these are no'):
+        sharding.make_mesh(MeshConfig(data=1, fsdp=3), devices)
+
+
 @pytest.mark.parametrize('axes', [dict(data=-1, fsdp=-1), dict(data=0)])
 def test_impossible_axes(axes):
     with pytest.raises(ValueError, match='must be positive'):

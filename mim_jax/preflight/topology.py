@@ -5,6 +5,19 @@ from typing import Any
 
 from mim_jax.errors import UserError
 
+# No chip is claimed: a run, or another preflight, may have libtpu's lock. What it looks for on a
+# TPU's host, and complains of where there is none, plays no part in what is compiled. Its log files
+# would lie in /tmp; what is wrong with a program comes as an exception.
+ENVIRONMENT = {
+    'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+    'TPU_SKIP_MDS_QUERY': '1',
+    'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
+    'TPU_WORKER_HOSTNAMES': 'localhost',
+    'TPU_LOG_DIR': 'disabled',
+    'TPU_MIN_LOG_LEVEL': '3',
+    'TPU_STDERR_LOG_LEVEL': '3',
+}
+
 
 def devices(name: str, *, slices: int = 1) -> list[Any]:
     """The devices of TPU slices of a topology such as 'v5e:4x4', for ahead-of-time compilation.
@@ -13,9 +26,8 @@ def devices(name: str, *, slices: int = 1) -> list[Any]:
     """
     from jax.experimental import topologies
 
-    os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
-    # No chip is claimed: a run, or another preflight, may have libtpu's lock.
-    os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
+    for variable, value in ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
     options: dict[str, Any] = {'num_slices': slices} if slices > 1 else {}
     if name.startswith('v4:'):
         options['chip_config_name'] = 'megacore'  # one device is one chip, as a program finds it

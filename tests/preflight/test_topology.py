@@ -1,5 +1,7 @@
 """A step compiled for TPUs that are not there, by the package libtpu (the extra `tpu`)."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -45,11 +47,27 @@ def test_a_step_that_a_tpu_compiler_refuses_does_not_fit(capfd):
 
 
 @pytest.mark.slow
+def test_libtpu_itself_says_nothing():
+    program = "from mim_jax.preflight import topology; print(len(topology.devices('v4:2x2x2')))"
+    said = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
+    assert (said.stdout, said.stderr) == ('8\n', '')
+
+
+@pytest.mark.slow
 def test_only_data_crosses_from_slice_to_slice():
     devices = topology.devices('v5e:2x2', slices=2)
     mesh = sharding.make_mesh(sharding.MeshConfig(data=4, fsdp=2), devices)
     slices = np.vectorize(lambda device: device.slice_index)(mesh.devices)
     assert (slices == slices[:, :1, :1]).all() and sorted(slices[:, 0, 0]) == [0, 0, 1, 1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['v5e:4x4', 'v6e:4x4', 'v4:2x2x4'])
+@pytest.mark.parametrize('slices', [1, 2])
+def test_axes_of_a_mesh_may_split_those_of_a_slice(name, slices):
+    devices = topology.devices(name, slices=slices)
+    mesh = sharding.make_mesh(sharding.MeshConfig(data=-1, fsdp=2), devices)
+    assert mesh.shape == {'data': 8 * slices, 'fsdp': 2, 'tensor': 1}
 
 
 @pytest.mark.slow
