@@ -38,8 +38,9 @@ def matmul_flops(jaxpr: Any) -> int:
 def products(jaxpr: Any, *, loop_steps: float = 1) -> list[Product]:
     """All matrix products and convolutions in a jaxpr.
 
-    A scan counts its body once per iteration, a branch its most expensive side, a loop with a
-    traced trip count its body `loop_steps` times. Work that rematerialisation repeats is counted as
+    A scan counts its body once per iteration, a kernel once per program, what every device does for
+    itself once per device, a branch its most expensive side, a loop with a traced trip count its
+    body `loop_steps` times. Work that rematerialisation repeats is counted as
     written, so trace without it for a model's own FLOPs.
     """
     return list(_products(jaxpr, '', 1, loop_steps))
@@ -58,11 +59,22 @@ def _products(jaxpr: Any, path: str, times: float, loop_steps: float) -> Iterato
             ]
             yield from max(sides, key=lambda side: sum(product.flops for product in side))
         else:
-            repeats = {'scan': params.get('length'), 'while': loop_steps}.get(name, 1)
+            repeats = _repeats(name, params, loop_steps)
             if name in ('jit', 'pjit'):
                 inside = _join(inside, params['name'])
             for inner in _inner(params):
                 yield from _products(inner, inside, times * repeats, loop_steps)
+
+
+def _repeats(name: str, params: dict[str, Any], loop_steps: float) -> float:
+    """How often the jaxprs in an equation's parameters run."""
+    if name == 'scan':
+        return params['length']
+    if name == 'pallas_call':
+        return math.prod(params['grid_mapping'].grid)
+    if name == 'shard_map':
+        return params['mesh'].size
+    return loop_steps if name == 'while' else 1
 
 
 def _join(*names: str) -> str:

@@ -57,7 +57,8 @@ class Program:
         """Shapes, dtypes and shardings of the state. Raises UserError where `mesh.rules` do not fit
         it.
         """
-        abstract = jax.eval_shape(self.step.init, self.abstract_batch['images'])
+        init = sharding.on_mesh(self.step.init, self.mesh)
+        abstract = jax.eval_shape(init, self.abstract_batch['images'])
         shardings = placement.state_shardings(abstract, self.mesh, self.run.mesh)
         return jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
@@ -88,6 +89,7 @@ class Program:
         fields = self.objective.inputs.fields
         objective = assembly.make_objective(run, fields=fields, clock=self.clock)
         step = dataclasses.replace(self.step, objective=objective)
+        step = sharding.on_mesh(step, self.mesh)
         return flops.matmul_flops(jax.make_jaxpr(step)(self.abstract_state, self.abstract_batch))
 
     def init(self, pretrained: dict[str, Any], started: dict[str, Any] | None = None) -> TrainState:
@@ -105,6 +107,7 @@ class Program:
         flat_place = traverse_util.flatten_dict(place.variables['params'])
         flat = traverse_util.flatten_dict(started or {})
         flat = sharding.put_tree(flat, {name: flat_place[name] for name in flat})
+        trained = sharding.on_mesh(trained, self.mesh)
         state = jax.jit(trained, out_shardings=place)(traverse_util.unflatten_dict(flat))
         return state.replace(variables={**state.variables, **pretrained})
 

@@ -166,6 +166,41 @@ def over_batch(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*BATCH, *rest))
 
 
+def device_kind() -> str:
+    """What a program is traced for: devices of the mesh (see `on_mesh`), or else those at hand."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.devices()[0].device_kind if device is None else device.device_kind
+
+
+def per_device(function: Callable, *specs: PartitionSpec) -> Callable:
+    """`function` of arrays, one for each of `specs`, called by every device of the mesh (see
+    `on_mesh`) with its own parts of them: for kernels, which the compiler cannot split.
+
+    An axis that does not divide among its devices is whole on each of them. The result is split as
+    the first array is. Without a mesh it is `function`.
+    """
+
+    @functools.wraps(function)
+    def called(*arrays: jax.Array) -> jax.Array:
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.empty:
+            return function(*arrays)
+
+        def fitting(spec: PartitionSpec, array: jax.Array) -> PartitionSpec:
+            entries = []
+            for size, entry in zip(array.shape, spec, strict=False):
+                axes = (entry,) if isinstance(entry, str) else entry or ()
+                whole = size % math.prod(mesh.shape[axis] for axis in axes)
+                entries.append(None if whole else entry)
+            return PartitionSpec(*entries)
+
+        fitted = tuple(map(fitting, specs, arrays))
+        run = jax.shard_map(function, in_specs=fitted, out_specs=fitted[0], check_vma=False)
+        return run(*arrays)
+
+    return called
+
+
 def path_name(path: tuple) -> str:
     """A tree path as "a/b/c", for rules and for error messages."""
     return '/'.join(

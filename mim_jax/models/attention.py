@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from mim_jax.models.attention_kernels import cudnn_attention
+from mim_jax.models.attention_pallas import pallas_attention
 from mim_jax.models.initializers import kernel_init
 from mim_jax.models.tokenwise import Linear
 from mim_jax.sharding import over_batch
@@ -90,7 +91,7 @@ def attend(q, k, v, *, bias=None, factors=None):
     return jnp.einsum('bhqk,bhkd->bhqd', weights, v).transpose(0, 2, 1, 3)
 
 
-KERNELS = {'xla': attend, 'cudnn': cudnn_attention}
+KERNELS = {'xla': attend, 'cudnn': cudnn_attention, 'pallas': pallas_attention}
 
 
 class Attention(nn.Module):

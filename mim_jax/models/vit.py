@@ -122,7 +122,7 @@ class ViT:
     scan: bool = True  # False: blocks unrolled (longer compilation, same parameters)
     remat: str = 'none'
     dtype: str = 'float32'  # of the computation; parameters are float32
-    attention_kernel: str = 'xla'  # 'cudnn': one fused kernel, for NVIDIA GPUs and bfloat16
+    attention_kernel: str = 'xla'  # 'cudnn': for NVIDIA GPUs and bfloat16; 'pallas': for TPUs
 
     def __post_init__(self):
         for name in ('patch_size', 'grid'):
@@ -142,11 +142,11 @@ class ViT:
             raise ValueError(f'grid needs (rows, columns), got {tuple(self.grid)}')
         if self.attention_kernel == 'cudnn':
             check_cudnn(width=self.width // self.heads, dtype=self.dtype)
-            if self.attention_dropout:
-                raise ValueError(
-                    "attention_kernel 'cudnn' drops no weights: set attention_dropout to 0, or the "
-                    "kernel to 'xla'"
-                )
+        if self.attention_kernel != 'xla' and self.attention_dropout:
+            raise ValueError(
+                f'attention_kernel {self.attention_kernel!r} drops no weights: set '
+                "attention_dropout to 0, or the kernel to 'xla'"
+            )
         if len(self.patch_size) != 2:
             raise ValueError(f'patch_size needs (height, width), got {tuple(self.patch_size)}')
 
