@@ -35,8 +35,8 @@ class Masked(Objective):
         return self.masking(keys.named(batch['keys'], 'mask'), grid=self.grid)
 
     def visible(self, mask: jax.Array | None) -> jax.Array | None:
-        """Places [B,K] int32 of the patches that `mask` [B,N] leaves visible; None where it is None:
-        all of them.
+        """Places [B,K] int32 of the patches that `mask` [B,N] leaves visible; None, which is
+        all of them, where it is None.
         """
         return None if mask is None else visible_ids(mask, num_visible=self.num_visible)
 
