@@ -1,6 +1,6 @@
 """Trains every method of the registry for one budget, and writes one table.
 
-    python -m mim_jax.zoo [--only=NAME,NAME] [--steps=200] [--seed=0] [--size=embedded]
+    python -m mim_jax.zoo [--only=NAME,NAME] [--steps=300] [--seed=0] [--size=embedded]
         [--workdir=runs/zoo] [--out=docs/zoo.md] [--machine=TEXT] [--config.any.field=value ...]
 
 Every run is one process of `mim_jax.main` in WORKDIR/NAME, one after another; starting again goes
@@ -21,7 +21,7 @@ from mim_jax.folders import check_folder
 from mim_jax.zoo import page
 from mim_jax.zoo.entries import entries, make_run, with_needed
 
-STEPS = 200
+STEPS = 300
 PEAKS = 'peaks.json'  # bytes by name: what a run's process held at most
 
 
