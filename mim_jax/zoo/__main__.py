@@ -70,6 +70,7 @@ def run(options: argparse.Namespace, assignments: tuple[tuple[str, str], ...]) -
     check_folder(out.parent)
     known = entries(options.size)
     chosen = with_needed(options.only.split(',') if options.only else list(known), known)
+    places = {name: place for place, name in enumerate((n for n in known if n in chosen), start=1)}
     rows, failed, absent = [], {}, []
     for entry in known.values():
         name = entry.name
@@ -88,7 +89,7 @@ def run(options: argparse.Namespace, assignments: tuple[tuple[str, str], ...]) -
                 assignments=assignments,
             )
             if not planned.finished(planned_run) and name in chosen:
-                print(f'[{len(rows) + len(failed) + 1}/{len(chosen)}] {name}', flush=True)
+                print(f'[{places[name]}/{len(places)}] {name}', flush=True)
                 _add_peak(workdir, name, planned.execute(planned_run))
             if not planned.finished(planned_run):
                 raise UserError('it ended before its last step or evaluation (see above).')

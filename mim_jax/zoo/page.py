@@ -70,7 +70,8 @@ the command again runs what is not finished, and writes the page of all that is.
 ## What each one hides, predicts or matches
 
 The words are those of the method's module in `mim_jax/objectives`. The pictures are what the run
-drew at its end, of a test image ([pictures.md](pictures.md)).
+drew at its end, of a test image; of a method that draws none of its own, the features
+([pictures.md](pictures.md)).
 
 {methods}\
 ## Flags

@@ -51,12 +51,14 @@ def run(tmp_path, *arguments):
     return zoo.main([f'--workdir={tmp_path}', f'--out={tmp_path / "zoo.md"}', *arguments])
 
 
-def test_each_is_run_once_and_the_page_has_all(stubs, tmp_path):
+def test_each_is_run_once_and_the_page_has_all(stubs, tmp_path, capsys):
     broken, ran, given = stubs
     assert run(tmp_path, '--only=b') == 0
     assert ran == ['a', 'b'] and given['absent'] == ['c', 'd']  # b learns from a
     assert run(tmp_path, '--only=c') == 0
     assert ran == ['a', 'b', 'c'] and given['rows'] == [('a', 5), ('b', 5), ('c', 5)]
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith('[')]
+    assert said == ['[1/2] a', '[2/2] b', '[1/1] c']
     assert run(tmp_path) == 0 and ran == ['a', 'b', 'c', 'd'] and not given['absent']
 
 
