@@ -88,6 +88,8 @@ def test_what_blocks_do_with_tokens():
     (a, b, c, _), (d, e, f, _) = values[0]
     np.testing.assert_allclose(placed[0, :, 0], [a, (b + d) / 2, e, 0, c, f], rtol=1e-6)
     np.testing.assert_array_equal(there, [[True, True, True, False, True, True]])
+    covered = np.asarray(blocks.covered(num_tokens=6))[0]
+    assert [set(np.flatnonzero(block)) for block in covered] == [{0, 1, 4}, {1, 2, 5}]
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,14 @@ def test_result_is_float32_of_the_same_shape():
     np.testing.assert_allclose(found, expected, atol=3e-7)
 
 
+def test_blocks_of_tokens_are_averaged_each_by_itself():
+    x, groups = example(2)
+    blocks = np.stack([x, 2 * x], axis=1)
+    found = morph(blocks, np.stack([groups, groups], axis=1))
+    np.testing.assert_allclose(found[:, 0], morph(x, groups), rtol=1e-6)
+    np.testing.assert_allclose(found[:, 1], 2 * morph(x, groups), rtol=1e-6)
+
+
 def test_gradient_equals_that_of_the_averaging_matrix():
     x, groups = example(3)
     weights = np.random.default_rng(4).standard_normal(x.shape).astype(np.float32)
