@@ -6,6 +6,7 @@ from typing import Literal
 import jax.numpy as jnp
 
 from mim_jax import panels
+from mim_jax.errors import UserError
 from mim_jax.models.patches import patch_grid, patchify, unpatchify
 from mim_jax.targets.base import Target
 
@@ -47,6 +48,13 @@ class Pixels(Target):
 
     normalize: bool = False
     normalize_over: Literal['patch', 'channel'] = 'patch'
+
+    def check(self, encoder, inputs):
+        if self.normalize and self.normalize_over == 'channel' and encoder.patch_size == (1, 1):
+            raise UserError(
+                'config.objective.target.normalize_over = channel, but of patches of a single '
+                "pixel no channel has a deviation; set it to 'patch', or model.patch_size larger."
+            )
 
     def __call__(self, variables, images):
         patches = patchify(self.inputs.normalize(images), patch_size=self.encoder.patch_size)

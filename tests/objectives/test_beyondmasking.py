@@ -199,13 +199,9 @@ def test_morphed_on_groups_of_the_patches_that_are_seen(name):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ('name', 'masked'),
-    [
-        ('decoloring', False),
-        pytest.param('distortion', False, marks=pytest.mark.slow),
-        pytest.param('random_kernel', True, marks=pytest.mark.slow),
-    ],
+    ('name', 'masked'), [('decoloring', False), ('distortion', False), ('random_kernel', True)]
 )
 def test_the_clean_image_is_restored_from_a_corrupted_one(name, masked):
     objective, variables, batch = prepare(name, 'random' if masked else 'none')

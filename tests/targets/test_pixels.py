@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from mim_jax.errors import UserError
 from mim_jax.inputs import Inputs
 from mim_jax.models import ViT
 from mim_jax.targets import Pixels
@@ -47,6 +48,11 @@ def test_channels_can_be_normalised_apart():
         values -= values.mean()
         values /= np.sqrt((values**2).sum() / 15)
     np.testing.assert_allclose(target, expected.reshape(2, 6, 48), atol=1e-4)
+
+
+def test_single_pixels_have_no_deviation():
+    with pytest.raises(UserError, match='normalize_over = channel, but of patches of a single'):
+        Pixels(normalize=True, normalize_over='channel').bind(ViT(patch_size=(1, 1)), INPUTS)
 
 
 @pytest.mark.parametrize('over', ['patch', 'channel'])
