@@ -15,12 +15,14 @@ one chip's program, where the body of a loop counts once.
 """
 
 import argparse
+import sys
 
 import jax
 import numpy as np
 from timing import WARM_UP
 from train_step import Place, Step, pair
 
+from mim_jax.errors import UserError
 from mim_jax.preflight import collectives, topology
 
 TITLES = ('chips', 'mesh', 'batch', 'MFLOP', 'memory, MiB', *collectives.KINDS, 'sent, MiB')
@@ -34,7 +36,7 @@ def numbers(text):
 def sizes(available, slices):
     """Powers of two up to the devices there are, as far as they divide into slices."""
     powers = [2**power for power in range(available.bit_length())]
-    return [size for size in powers if size <= available and size % slices == 0]
+    return [size for size in powers if size % slices == 0]
 
 
 def places(options):
@@ -78,12 +80,15 @@ def main():
         jax.config.update('jax_num_cpu_devices', options.simulated or 1)
 
     asked = [pair(argument.removeprefix('--config.')) for argument in rest]
+    rows = list(places(options))
+    if not rows:
+        raise UserError(f'--slices: no part of {jax.device_count()} devices divides into them.')
+    kind = rows[0][0][0].device_kind
+    print(f'{options.config} {" ".join(rest)}: {kind}, jax {jax.__version__}\n')
+    titles = TITLES if simulated else TITLES + TIMES
+    print(f'{line(titles)}\n{"| --- " * len(titles)}|', flush=True)
     place, one = Place(), None
-    for row, (devices, slices) in enumerate(places(options)):
-        if row == 0:
-            print(f'{options.config} {" ".join(rest)}: {devices[0].device_kind}, {jax.__version__}')
-            titles = TITLES if simulated else TITLES + TIMES
-            print(f'\n{line(titles)}\n{"| --- " * len(titles)}|', flush=True)
+    for devices, slices in rows:
         size = len(devices)
         assignments = [
             ('train.total_steps', '1000'),
@@ -109,4 +114,7 @@ def main():
 
 
 if __name__ == '__main__':
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f'error: {error}')

@@ -34,6 +34,9 @@ def report(found: Compiled) -> str:
     )
     lines['compiled in'] = f'{found.seconds:.0f} s'
     lines['memory'] = memory(found)
+    if found.fits is False:
+        full = "model.remat='full', " if program.run.model.remat != 'full' else ''
+        lines['memory'] += f': try {full}train.accumulation, more of mesh.fsdp or a smaller batch'
     if found.arguments is not None:
         lines['sent'] = f'{_sent(found.sent)} (by each chip in a step)'
         lines['step'] = _step(found, batch_size)
@@ -94,12 +97,7 @@ def memory(found: Compiled) -> str:
     if found.capacity is None:
         return f'{_size(found.memory)} on a chip{parts}'
     verdict = 'fits' if found.fits else 'DOES NOT FIT'
-    more = (
-        ''
-        if found.fits
-        else ": try model.remat='full', train.accumulation, more of mesh.fsdp or a smaller batch"
-    )
-    return f'{_size(found.memory)} of {_size(found.capacity)} on a chip{parts}: {verdict}{more}'
+    return f'{_size(found.memory)} of {_size(found.capacity)} on a chip{parts}: {verdict}'
 
 
 def _sent(sent: dict[str, int]) -> str:
