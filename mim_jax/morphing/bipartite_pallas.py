@@ -201,7 +201,8 @@ def _right(x, indicator):
 
 
 def _product(x, y):
-    return jnp.dot(x, y, preferred_element_type=jnp.float32)
+    exact = {'precision': lax.Precision.DEFAULT, 'preferred_element_type': jnp.float32}
+    return jnp.dot(x, y, **exact)
 
 
 def _parts(x):

@@ -14,11 +14,13 @@ from mim_jax.morphing.bipartite import Bipartite
 from mim_jax.morphing.bipartite_pallas import MAX_TOKENS, pallas_groups
 from mim_jax.sharding import MeshConfig
 
+INTERPRET = jax.default_backend() != 'tpu'
+
 
 @pytest.fixture(autouse=True)
 def interpreted(monkeypatch):
     monkeypatch.setattr(
-        bipartite, 'pallas_groups', functools.partial(pallas_groups, interpret=True)
+        bipartite, 'pallas_groups', functools.partial(pallas_groups, interpret=INTERPRET)
     )
 
 
@@ -106,11 +108,12 @@ def test_every_device_groups_its_own_images():
     np.testing.assert_array_equal(program(jax.device_put(tokens, place)), expected)
 
 
-def test_it_is_refused_where_it_cannot_run():
+def test_it_is_refused_where_it_cannot_run(monkeypatch):
+    monkeypatch.setattr(sharding, 'device_kind', lambda: 'NVIDIA H200')
     with pytest.raises(ValueError, match="'pallas' has the exact form alone: set exact to True"):
         Bipartite(kernel='pallas', exact=False)
     schedule = (jnp.int32(1),) * 3
-    with pytest.raises(UserError, match="is for TPUs, and this is 'cpu': set it to 'xla'"):
+    with pytest.raises(UserError, match="is for TPUs, and this is 'NVIDIA H200': set it to 'xla'"):
         pallas_groups(jnp.ones((1, 9, 3)), *schedule)
     with pytest.raises(UserError, match=f'{MAX_TOKENS + 1} tokens take too much'):
         pallas_groups(jnp.ones((1, MAX_TOKENS + 1, 3)), *schedule, interpret=True)
