@@ -2,11 +2,11 @@
 
     python benchmarks/attention.py [--batch=256] [--tokens=197] [--heads=12] [--head_width=64]
 
-`ours` is `mim_jax.models.attention.attend`, `attention_kernel=cudnn` what that field of a model
-makes of it, padding included. The others are `jax.nn.dot_product_attention`; at a padded length the
-bias hides the added keys and all arrays have that length before and after, as they would if a
-network padded its tokens once. `error` is the relative difference of output and gradients of the
-true tokens from `ours` in float32.
+`ours` is `mim_jax.models.attention.attend`, `attention_kernel=cudnn` (for GPUs) and
+`attention_kernel=pallas` (for TPUs) what that field of a model makes of it, padding included. The
+others are `jax.nn.dot_product_attention`; at a padded length the bias hides the added keys and all
+arrays have that length before and after, as they would if a network padded its tokens once. `error`
+is the relative difference of output and gradients of the true tokens from `ours` in float32.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from timing import milliseconds, reason
 
 from mim_jax.models.attention import attend
 from mim_jax.models.attention_kernels import cudnn_attention
+from mim_jax.models.attention_pallas import pallas_attention
 
 HIDDEN = -1e9
 
@@ -55,6 +56,7 @@ def forms(tokens):
         'ours, no transposes': (same_layout, tokens, True),
         'xla': (xla, tokens, True),
         'attention_kernel=cudnn': (cudnn_attention, tokens, True),
+        'attention_kernel=pallas': (pallas_attention, tokens, True),
     }
     for length in sorted({-(-tokens // step) * step for step in (2, 8)} - {tokens}):
         for name, function in (('cudnn', cudnn), ('ours', attend)):
@@ -65,6 +67,7 @@ def forms(tokens):
             )
     result['ours, no bias'] = (attend, tokens, False)
     result['cudnn, no bias'] = (cudnn, tokens, False)
+    result['pallas, no bias'] = (pallas_attention, tokens, False)
     return result
 
 

@@ -27,7 +27,7 @@ from mim_jax.flops import products
 from mim_jax.logs import peak_flops
 from mim_jax.preflight.chips import chip
 from mim_jax.preflight.compiled import ASSUMED_EPOCH
-from mim_jax.program import Program, with_remat
+from mim_jax.program import Program, everywhere
 
 MODELS = (
     'DTM, ViT-S=configs/dtm_vits.py',
@@ -94,7 +94,7 @@ def bytes_of(tree):
 
 def rematerialised(program, kind):
     """The step of a program, every network of it rematerialised in that way."""
-    run = with_remat(program.run, kind)
+    run = everywhere(program.run, remat=kind)
     fields = program.objective.inputs.fields
     objective = assembly.make_objective(run, fields=fields, clock=program.clock)
     return dataclasses.replace(program.step, objective=objective)

@@ -76,7 +76,8 @@ def make_train_step(
         )
     schedule = make_schedule(experiment.optimizer, clock)
     images = batch_struct(experiment, objective)['images']
-    params = jax.eval_shape(objective.init, jax.random.key(0), images)['params']
+    init = sharding.on_mesh(objective.init, mesh)
+    params = jax.eval_shape(init, jax.random.key(0), images)['params']
     only_trained = functools.partial(trained, frozen=experiment.optimizer.frozen)
     optimizer = make_optimizer(
         experiment.optimizer,

@@ -82,8 +82,8 @@ class Program:
         return step.trace(self.abstract_state, self.abstract_batch)
 
     def model_flops(self, traced: Any) -> int:
-        """FLOPs of one step's matrix products without what rematerialisation repeats."""
-        run = with_remat(self.run, 'none')
+        """FLOPs of a step's matrix products without what rematerialisation or a kernel repeats."""
+        run = everywhere(self.run, remat='none', attention_kernel='xla')
         if run == self.run:
             return flops.matmul_flops(traced.jaxpr)
         fields = self.objective.inputs.fields
@@ -149,13 +149,13 @@ def _without_frozen(state: TrainState) -> TrainState:
     return state.replace(variables=kept)
 
 
-def with_remat(section: Any, remat: str) -> Any:
-    """A config section, or all of them, every network of which is rematerialised in that way."""
+def everywhere(section: Any, **values: Any) -> Any:
+    """A config section, or all of them, with these values of fields of these names at any depth."""
     changed = {}
     for field in dataclasses.fields(section):
         value = getattr(section, field.name)
-        if field.name == 'remat':
-            changed['remat'] = remat
+        if field.name in values:
+            changed[field.name] = values[field.name]
         elif dataclasses.is_dataclass(value):
-            changed[field.name] = with_remat(value, remat)
+            changed[field.name] = everywhere(value, **values)
     return dataclasses.replace(section, **changed)

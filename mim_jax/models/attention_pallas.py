@@ -173,4 +173,8 @@ def _weights(q, k, bias):
 def _product(x, y, axes):
     """The product of two matrices over these of their axes, summed in float32."""
     dimensions = ((axes[:1], axes[1:]), ((), ()))
-    return jax.lax.dot_general(x, y, dimensions, preferred_element_type=jnp.float32)
+    # What JAX is told of precision is of float32; a chip has no other product of bfloat16.
+    precision = None if x.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+    return jax.lax.dot_general(
+        x, y, dimensions, precision=precision, preferred_element_type=jnp.float32
+    )

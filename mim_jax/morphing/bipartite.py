@@ -6,6 +6,7 @@ All images share the number of live tokens, a traced scalar, so one compiled loo
 """
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from mim_jax.morphing import pairs
 from mim_jax.morphing.average import indicator_matmul
 from mim_jax.morphing.base import Grouping
 from mim_jax.morphing.bipartite_features import feature_groups
+from mim_jax.morphing.bipartite_pallas import pallas_groups
 from mim_jax.morphing.matching import checked, merge_repeatedly, new_positions
 
 
@@ -25,10 +27,16 @@ class Bipartite(Grouping):
     protect_first: the first patch never joins another. The released code of DTM does this, although
       the class token that it was meant for is no longer in the list.
     exact: False compares in plain float32, which is faster with many tokens; see docs/morphing.md.
+    kernel: 'pallas' takes all steps of an image in one kernel, for TPUs; the groups are the same.
     """
 
     protect_first: bool = True
     exact: bool = True
+    kernel: Literal['xla', 'pallas'] = 'xla'
+
+    def __post_init__(self):
+        if self.kernel == 'pallas' and not self.exact:
+            raise ValueError("kernel 'pallas' has the exact form alone: set exact to True")
 
     @property
     def protected(self):
@@ -36,7 +44,11 @@ class Bipartite(Grouping):
 
     def __call__(self, tokens, schedule, *, keys=None, images=None, grid=None):
         return bipartite_groups(
-            tokens, *schedule, protect_first=self.protect_first, exact=self.exact
+            tokens,
+            *schedule,
+            protect_first=self.protect_first,
+            exact=self.exact,
+            kernel=self.kernel,
         )
 
     def title(self, num_tokens, schedule):
@@ -44,7 +56,9 @@ class Bipartite(Grouping):
         return f'{super().title(num_tokens, schedule)}, {steps} step{"s" if steps > 1 else ""}'
 
 
-def bipartite_groups(tokens, tokens_per_step, num_steps, *, protect_first, exact=True):
+def bipartite_groups(
+    tokens, tokens_per_step, num_steps, *, protect_first, exact=True, kernel='xla'
+):
     """Groups similar tokens of each image by repeated bipartite soft matching.
 
     In each step, with the t current tokens in order, the even positions are set A and the odd ones
@@ -63,6 +77,7 @@ def bipartite_groups(tokens, tokens_per_step, num_steps, *, protect_first, exact
         alone.
       exact: False compares in plain float32 (`bipartite_features.py`): faster, the more so the more
         tokens there are, and near-equal cosines may be ordered otherwise.
+      kernel: 'pallas' is the exact form in one kernel (`bipartite_pallas.py`).
 
     Returns:
       groups [B, N] int32: for every token the number of its group, 0..n-1 in the order in which the
@@ -70,8 +85,9 @@ def bipartite_groups(tokens, tokens_per_step, num_steps, *, protect_first, exact
 
     Raises:
       ValueError: `tokens` is not [B, N, D].
+      UserError: the kernel cannot run here, or not with as many tokens.
     """
-    form = _groups if exact else feature_groups
+    form = pallas_groups if kernel == 'pallas' else _groups if exact else feature_groups
     return form(*checked(tokens, tokens_per_step, num_steps, protect_first))
 
 
@@ -95,8 +111,8 @@ def _match(products, *, live, merges, protected):
     similarity, rest = pairs.cosines(
         high[:, 0::2, 1::2],
         low[:, 0::2, 1::2],
-        [x[:, 0::2] for x in norms],
-        [x[:, 1::2] for x in norms],
+        [x[:, 0::2, None] for x in norms],
+        [x[:, None, 1::2] for x in norms],
     )
     return new_positions(similarity, rest, live=live, merges=merges, protected=protected)
 

@@ -29,7 +29,9 @@ def exponent_above(x):
 
 def head(x):
     """`x` rounded to 12 significant bits: the product of two such numbers is an exact float32."""
-    return lax.reduce_precision(x, exponent_bits=8, mantissa_bits=11)
+    bits = lax.bitcast_convert_type(x, jnp.int32)
+    last = (bits >> 12) & 1  # a tie goes to the even neighbour
+    return lax.bitcast_convert_type((bits + 0x7FF + last) & -(2**12), jnp.float32)
 
 
 def gram(tokens):
@@ -117,6 +119,7 @@ def settle(high, low):
 
 
 def cosines(high, low, rows, columns):
-    """Cosines [B, R, C], settled, from inner products [B, R, C] and pairs of `inverse_sqrt`."""
-    high, low = multiply(high, low, columns[0][:, None, :], columns[1][:, None, :])
-    return settle(*multiply(high, low, rows[0][:, :, None], rows[1][:, :, None]))
+    """Cosines [..., R, C], settled, from inner products [..., R, C] and pairs of `inverse_sqrt`,
+    of rows [..., R, 1] and of columns [..., 1, C].
+    """
+    return settle(*multiply(*multiply(high, low, *columns), *rows))

@@ -14,7 +14,8 @@ from mim_jax.models.attention_pallas import pallas_attention
 from mim_jax.models.vit import ViT
 from mim_jax.sharding import MeshConfig
 
-interpreted = functools.partial(pallas_attention, interpret=True)
+INTERPRET = jax.default_backend() != 'tpu'
+interpreted = functools.partial(pallas_attention, interpret=INTERPRET)
 
 
 def both(attention, cotangent, q, k, v, bias=None):
@@ -99,14 +100,16 @@ def test_its_products_are_counted_on_any_mesh():
         )
 
 
-def test_a_model_with_it_is_refused_where_it_cannot_run():
+def test_a_model_with_it_is_refused_where_it_cannot_run(monkeypatch):
+    monkeypatch.setattr(sharding, 'device_kind', lambda: 'NVIDIA H200')
     fields = dict(patch_size=(8, 8), width=32, depth=1, heads=2, attention_kernel='pallas')
     with pytest.raises(ValueError, match="'pallas' drops no weights: set attention_dropout to 0"):
         ViT(**fields, attention_dropout=0.1)
-    with pytest.raises(UserError, match="is for TPUs, and this is 'cpu': set it to 'xla'"):
+    with pytest.raises(UserError, match="is for TPUs, and this is 'NVIDIA H200': set it to 'xla'"):
         jax.eval_shape(ViT(**fields).init, jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
     q = jax.ShapeDtypeStruct((1, 1025, 12, 64), jnp.bfloat16)
     bias = jax.ShapeDtypeStruct((1, 12, 1025, 1025), jnp.float32)
+    interpreted = functools.partial(pallas_attention, interpret=True)
     jax.eval_shape(interpreted, q, q, q)
     with pytest.raises(UserError, match='1025 x 1025 of them take too much with a bias'):
         jax.eval_shape(interpreted, q, q, q, bias=bias)
