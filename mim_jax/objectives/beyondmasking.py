@@ -1,8 +1,8 @@
 """Beyond Masking (Tian et al., arXiv 2203.14313): images spoilt in other ways than by masks.
 
-MAE's encoder and decoder restore an image that was distorted, blurred or has lost its colours; or
-they predict a whole scene from its middle (zoomed in) or from a small picture amid its reflection
-(zoomed out). The best is to hide patches of the scene's middle besides.
+MAE's encoder and decoder restore an image that was distorted, blurred or has lost its colours, or
+predict a whole scene from its middle (zoomed in), which may be masked besides, or from a small
+picture amid its reflection (zoomed out).
 """
 
 import dataclasses
