@@ -32,7 +32,7 @@ def sent(text: str) -> dict[str, int]:
     everyone = int(partitions.group(1)) if partitions else 1
     entry = next(name for name, (is_entry, _) in computations.items() if is_entry)
     total: collections.Counter = collections.Counter()
-    chains: dict[str, tuple[float, str]] = {}
+    chains: dict[tuple[str, ...], tuple[float, str]] = {}
 
     def walk(name: str, times: int) -> None:
         for line in computations[name][1]:
@@ -41,9 +41,10 @@ def sent(text: str) -> dict[str, int]:
                 kind, size = found['kind'], times * _sent(found, everyone)
                 if kind == 'all-reduce' and name.startswith('all-reduce-scatter'):
                     kind, size = 'reduce-scatter', size / 2
-                chain = re.search(r'chain_id="(\d+)"', line)
+                chain = re.search(r'channel_id=(\d+).*chain_id="(\d+)"', line)
                 if chain:
-                    chains[chain[1]] = max(chains.get(chain[1], (0.0, '')), (size, kind))
+                    steps = chain.groups()
+                    chains[steps] = max(chains.get(steps, (0.0, '')), (size, kind))
                 else:
                     total[kind] += size
                 continue
