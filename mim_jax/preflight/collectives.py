@@ -11,6 +11,7 @@ _COMPUTATION = re.compile(r'^(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+) .*\{$')
 _COLLECTIVE = re.compile(
     rf'= (?P<result>.*?) (?P<kind>{"|".join(KINDS)})(?P<start>-start)?\(.*?\)(?P<rest>.*)'
 )
+_ENDED = re.compile(r' async-(?:update|done)\(')  # of what counts where it starts
 _CALLED = re.compile(r'(?:calls|to_apply|body|\w*computations?)=\{?((?:%[\w.\-]+(?:, )?)+)')
 _ARRAY = re.compile(r'\b([a-z]+\d+|pred)(?:e\d+m\d+\w*)?\[([\d,]*)\]')
 
@@ -23,22 +24,31 @@ def sent(text: str) -> dict[str, int]:
     A collective among n chips is counted as on a ring: of R bytes of a result, all-gather and
     all-to-all send (n - 1)/n R, all-reduce twice that, reduce-scatter (n - 1) R, collective-permute
     R. What is inside a loop counts as often as the loop runs; where that is decided while it runs,
-    once. Of collectives that share a channel, pieces of one, the largest counts.
+    once. TPUs: an all-reduce of which each chip keeps its part only, in one fused operation, is a
+    reduce-scatter; of the steps of one collective among other work, a chain, the largest counts.
     """
     computations = dict(_computations(text))
     partitions = re.search(r'num_partitions=(\d+)', text)
     everyone = int(partitions.group(1)) if partitions else 1
     entry = next(name for name, (is_entry, _) in computations.items() if is_entry)
-    by_channel: dict[str, tuple[str, float]] = {}
+    total: collections.Counter = collections.Counter()
+    chains: dict[tuple[str, ...], tuple[float, str]] = {}
 
     def walk(name: str, times: int) -> None:
-        for number, line in enumerate(computations[name][1]):
+        for line in computations[name][1]:
             found = _COLLECTIVE.search(line)
             if found:
-                channel = re.search(r'channel_id=(\d+)', line)
-                key = channel.group(1) if channel else f'{name}:{number}'
-                size = times * _sent(found, everyone)
-                by_channel[key] = max(by_channel.get(key, ('', 0.0)), (found['kind'], size))
+                kind, size = found['kind'], times * _sent(found, everyone)
+                if kind == 'all-reduce' and name.startswith('all-reduce-scatter'):
+                    kind, size = 'reduce-scatter', size / 2
+                chain = re.search(r'channel_id=(\d+).*chain_id="(\d+)"', line)
+                if chain:
+                    steps = chain.groups()
+                    chains[steps] = max(chains.get(steps, (0.0, '')), (size, kind))
+                else:
+                    total[kind] += size
+                continue
+            if _ENDED.search(line):
                 continue
             repeats = times
             if ' while(' in line:
@@ -48,10 +58,9 @@ def sent(text: str) -> dict[str, int]:
                     walk(inner, repeats)
 
     walk(entry, 1)
-    total: collections.Counter = collections.Counter()
-    for kind, size in by_channel.values():
-        total[kind] += round(size)
-    return {kind: total[kind] for kind in KINDS if total[kind]}
+    for size, kind in chains.values():
+        total[kind] += size
+    return {kind: round(total[kind]) for kind in KINDS if round(total[kind])}
 
 
 def _computations(text: str) -> Iterator[tuple[str, tuple[bool, list[str]]]]:

@@ -53,6 +53,15 @@ PROGRAM = """HloModule jit_step, is_scheduled=true, num_partitions=8
   ROOT %sum = f32[] add(%a, %b)
 }}
 
+%all-reduce-scatter.5 (x: bf16[4,8]) -> bf16[1,8] {{
+  %whole = bf16[4,8]{{1,0}} all-reduce(%x), channel_id=1, to_apply=%add
+  ROOT %part = bf16[1,8]{{1,0}} dynamic-slice(%whole), dynamic_slice_sizes={{1,8}}
+}}
+
+%async_computation (x: bf16[1,8]) -> bf16[4,8] {{
+  ROOT %gathered = bf16[4,8]{{1,0}} all-gather(%x), replica_groups=[2,4]<=[8], dimensions={{0}}
+}}
+
 %condition (state: (s32[], bf16[4,8])) -> pred[] {{
   %limit = s32[]{{:T(128)}} constant(3)
   %counter = s32[]{{:T(128)}} get-tuple-element(%state), index=0
@@ -100,10 +109,27 @@ ENTRY %main (x: bf16[4,8]) -> bf16[4,8] {{
             'channel_id=1, source_target_pairs={{0,1},{1,0}}',
             {'collective-permute': 3 * 64},
         ),
-        (  # pieces of one
-            '%a = bf16[4,8]{1,0} all-to-all(%x), channel_id=9, replica_groups=[2,4]<=[8]\n'
-            '  %b = bf16[4,8]{1,0} all-to-all(%x), channel_id=9, replica_groups=[2,4]<=[8]',
+        (  # steps of one
+            '%a = bf16[4,8]{1,0} all-to-all(%x), channel_id=9, replica_groups=[2,4]<=[8], '
+            'frontend_attributes={chain_id="2"}\n'
+            '  %b = bf16[4,8]{1,0} all-to-all(%x), channel_id=9, replica_groups=[2,4]<=[8], '
+            'frontend_attributes={chain_id="2"}',
             {'all-to-all': 3 * 48},
+        ),
+        (  # two of one channel
+            '%a = bf16[4,8]{1,0} all-gather(%x), channel_id=1, replica_groups=[2,4]<=[8]\n'
+            '  %b = bf16[2,8]{1,0} all-gather(%y), channel_id=1, replica_groups=[2,4]<=[8]\n'
+            '  %c = bf16[2]{0} all-reduce(%z), channel_id=1, replica_groups=[4,2]<=[8]',
+            {'all-gather': 3 * (48 + 24), 'all-reduce': 3 * 4},
+        ),
+        (  # chips keep their part of a sum
+            '%a = bf16[1,8]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.5',
+            {'reduce-scatter': 3 * 56},
+        ),
+        (  # what ends has been counted
+            '%a = ((bf16[1,8]), bf16[4,8]{1,0}, s32[]) async-start(%x), calls=%async_computation\n'
+            '  %b = bf16[4,8]{1,0} async-done(%a), calls=%async_computation',
+            {'all-gather': 3 * 48},
         ),
         ('%a = (bf16[4,8]{1,0}, f32[2]{0}) all-reduce(%x, %y), channel_id=1', {'all-reduce': 378}),
     ],
