@@ -80,6 +80,7 @@ def test_one_compilation_serves_every_schedule():
     assert pallas_groups._cache_size() <= before + 1
 
 
+@pytest.mark.slow
 def test_shares_of_a_batch_and_draws_without_gradient():
     target = jnp.asarray(images(np.random.default_rng(4), 21, 6))
     key, per_image = jax.random.key(0), keys.per_example(jax.random.key(1), 6)
