@@ -40,8 +40,8 @@ def products(jaxpr: Any, *, loop_steps: float = 1) -> list[Product]:
 
     A scan counts its body once per iteration, a kernel once per program, what every device does for
     itself once per device, a branch its most expensive side, a loop with a traced trip count its
-    body `loop_steps` times. Work that rematerialisation repeats is counted as
-    written, so trace without it for a model's own FLOPs.
+    body `loop_steps` times. Work that rematerialisation or a kernel repeats is counted as written,
+    so trace without them for a model's own FLOPs.
     """
     return list(_products(jaxpr, '', 1, loop_steps))
 

@@ -83,7 +83,7 @@ class Program:
 
     def model_flops(self, traced: Any) -> int:
         """FLOPs of a step's matrix products without what rematerialisation or a kernel repeats."""
-        run = everywhere(self.run, remat='none', attention_kernel='xla')
+        run = everywhere(self.run, remat='none', attention_kernel='xla', kernel='xla')
         if run == self.run:
             return flops.matmul_flops(traced.jaxpr)
         fields = self.objective.inputs.fields

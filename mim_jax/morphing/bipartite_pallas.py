@@ -19,7 +19,7 @@ from mim_jax import sharding
 from mim_jax.errors import UserError
 from mim_jax.morphing import pairs
 
-MAX_TOKENS = 640
+MAX_TOKENS = 640  # the most that it was compiled for
 SPLIT = PartitionSpec(*sharding.BATCH)
 
 
@@ -35,15 +35,15 @@ def pallas_groups(tokens, tokens_per_step, num_steps, protected, *, interpret=Fa
     kind = sharding.device_kind()
     if not (interpret or kind.startswith('TPU')):
         raise UserError(
-            "morphing.grouping.kernel = 'pallas' is for TPUs, and this is "
+            "config.objective.morphing.grouping.kernel = 'pallas' is for TPUs, and this is "
             f"{kind!r}: set it to 'xla'."
         )
     batch, num_tokens, _ = tokens.shape
     if num_tokens > MAX_TOKENS:
         raise UserError(
-            "morphing.grouping.kernel = 'pallas' holds the inner products of an image on the chip, "
-            f'and those of {num_tokens} tokens take too much: at most {MAX_TOKENS}; set it to '
-            "'xla'."
+            "config.objective.morphing.grouping.kernel = 'pallas' holds the inner products of an "
+            f'image on the chip, and those of {num_tokens} tokens take too much: at most '
+            f"{MAX_TOKENS}; set it to 'xla'."
         )
     schedule = jnp.stack([tokens_per_step, num_steps, protected])
     schedules = jnp.broadcast_to(schedule, (batch, 3))
