@@ -24,9 +24,13 @@ def images(n=6, size=(5, 7), channels=3, seed=0):
     return rng.integers(0, 256, (n, *size, channels)).astype(np.float32) / 255
 
 
-def jittered(x, **strengths):
+def jittered_on_device(x, **strengths):
     draws = jax.random.uniform(jax.random.key(1), (len(x), 3))
-    return np.asarray(colors.jitter(x, Colors(**strengths), draws, keys(len(x))))
+    return colors.jitter(x, Colors(**strengths), draws, keys(len(x)))
+
+
+def jittered(x, **strengths):
+    return np.asarray(jittered_on_device(x, **strengths))
 
 
 def recolored(x, **chances):
@@ -77,6 +81,15 @@ def test_turning_the_hue_is_a_turn_in_hsv():
     h, s, v = colorsys.rgb_to_hsv(*map(float, x[7, 2, 3]))
     by_hand = colorsys.hsv_to_rgb((h + float(turn[7])) % 1.0, s, v)
     np.testing.assert_allclose(out[7, 2, 3], by_hand, atol=2e-6)
+
+
+def test_hues_are_the_same_however_the_compiler_puts_the_steps_together():
+    x = images(200, seed=1)
+    strengths = dict(brightness=0.4, contrast=0.4, saturation=0.2)
+    calm, turned = jittered(x, **strengths), dict(strengths, hue=0.1)
+    turn = 0.1 * (2 * np.asarray(colors._uniform(keys(len(x)), 'hue')) - 1)
+    together = jax.jit(lambda x: jittered_on_device(x, **turned))(x)
+    np.testing.assert_allclose(together, colors.turn_hue(calm, turn), atol=1e-4)
 
 
 def test_hues_are_turned_by_as_much_as_said():
