@@ -10,8 +10,12 @@ import sys
 import time
 from pathlib import Path
 
+import chex
 import numpy as np
 import pytest
+
+from mim_jax import checkpoints, layout, storage
+from tests import buckets
 
 ROOT = Path(__file__).parents[1]
 DEVICES = 2
@@ -46,7 +50,8 @@ def start(workdir, *arguments, processes):
         port = listener.getsockname()[1]
     clusters = ('MIM_JAX_', 'SLURM_', 'OMPI_')
     ours = {name: value for name, value in os.environ.items() if not name.startswith(clusters)}
-    flag = f'--xla_force_host_platform_device_count={DEVICES // processes}'
+    # Otherwise as these tests compile: quickly.
+    flags = re.sub(r'device_count=\d+', f'device_count={DEVICES // processes}', ours['XLA_FLAGS'])
     return [
         subprocess.Popen(
             [
@@ -60,7 +65,7 @@ def start(workdir, *arguments, processes):
             env={
                 **ours,
                 'JAX_PLATFORMS': 'cpu',
-                'XLA_FLAGS': flag,
+                'XLA_FLAGS': flags,
                 # XLA's CPU devices block a thread of one pool in each collective, and may start
                 # collectives in different orders: with as few threads as cores they wait for
                 # each other for ever.
@@ -155,3 +160,40 @@ def test_sigterm_to_one_of_two_saves_and_one_alone_resumes_on_another_mesh(one_p
     found = metrics(tmp_path, 'train/loss')
     assert list(found) == list(losses)
     np.testing.assert_allclose([*found.values()], [*losses.values()], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_in_a_bucket_are_killed_and_end_as_two_that_were_not(tmp_path, monkeypatch):
+    """To the last bit."""
+    pytest.importorskip('gcsfs')
+    pytest.importorskip('gcp_storage_emulator')
+    small = (
+        '--config=configs/simmim.py:embedded',
+        '--config.model.depth=1',
+        '--config.eval.evaluators=()',
+        '--config.log.num_pictures=1',
+        '--config.log.health=false',
+        '--config.train.total_steps=16',
+        '--config.checkpoint.every_steps=4',
+    )
+    finish(start(tmp_path, *small, processes=2))
+    with buckets.serving() as environment:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        workdir = f'gs://{buckets.BUCKET}/run'
+        run = start(workdir, *small, processes=2)
+        # A checkpoint begins when the one before is whole.
+        seen = next(line for line in run[0].stdout if re.match('step +9/', line))
+        for process in run:
+            process.kill()
+        assert [process.wait() for process in run] == [-signal.SIGKILL] * 2, seen
+        saved = layout.saved_steps(workdir)
+        assert saved and saved[-1] <= 9
+        output, *_ = finish(start(workdir, *small, processes=2))
+        assert f'resuming after step {saved[-1]} of 16' in output
+        found, step = checkpoints.restore_variables(workdir)
+        losses = metrics(storage.path(workdir), 'train/loss')
+    expected, last = checkpoints.restore_variables(tmp_path)
+    assert step == last == 16
+    chex.assert_trees_all_equal(found, expected)
+    assert losses == metrics(tmp_path, 'train/loss')

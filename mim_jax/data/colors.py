@@ -94,10 +94,12 @@ def turn_hue(images, turn):
     value, least = images.max(axis=-1), images.min(axis=-1)
     chroma = value - least
     divisor = jnp.where(chroma > 0, chroma, 1.0)
+    # Channels are compared with one another, where either is right for two that are near. Compared
+    # with `value` none might be it: a compiler may work colours out twice, rounded otherwise.
     sector = jnp.where(
-        value == red,
+        (red >= green) & (red >= blue),
         (green - blue) / divisor,
-        jnp.where(value == green, 2.0 + (blue - red) / divisor, 4.0 + (red - green) / divisor),
+        jnp.where(green >= blue, 2.0 + (blue - red) / divisor, 4.0 + (red - green) / divisor),
     )
     sector = sector + 6.0 * turn[:, None, None]
     # A channel is at the value on a third of the circle, at the least on another, and falls

@@ -79,6 +79,20 @@ def test_turning_the_hue_is_a_turn_in_hsv():
     np.testing.assert_allclose(out[7, 2, 3], by_hand, atol=2e-6)
 
 
+def test_hues_are_the_same_however_the_compiler_puts_the_steps_together():
+    x, given = (
+        images(32, size=(12, 12)),
+        Colors(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1),
+    )
+
+    def jitter(x, keys):
+        draws = jax.vmap(lambda key: jax.random.uniform(key, (3,)))(keys)
+        return colors.jitter(x, given, draws, keys)
+
+    together, apart = jax.jit(jitter)(x, keys(32)), jitter(x, keys(32))
+    np.testing.assert_allclose(together, apart, atol=1e-4)
+
+
 def test_hues_are_turned_by_as_much_as_said():
     x = np.tile(np.float32([1.0, 0.0, 0.0]), (400, 1, 1, 1))  # red: hue 0
     hue = skimage.color.rgb2hsv(jittered(x, hue=0.1))[:, 0, 0, 0]
