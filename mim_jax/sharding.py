@@ -157,6 +157,12 @@ def over_batch(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*BATCH, *rest))
 
 
+def on_cpu() -> bool:
+    """Whether what is traced is for CPUs: the mesh's (see `on_mesh`), without one the default's."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return (device.platform if device else jax.default_backend()) == 'cpu'
+
+
 def path_name(path: tuple) -> str:
     """A tree path as "a/b/c", for rules and for error messages."""
     return '/'.join(

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 
 from mim_jax.models.initializers import kernel_init
-from mim_jax.sharding import over_batch
+from mim_jax.sharding import on_cpu, over_batch
 
 # Activations and norms are computed again in the backward pass, from what went in: a loop over
 # blocks would write each of their intermediate results to memory and read it again. Where there is
@@ -35,32 +35,19 @@ def layer_norm(eps, dtype, name, *, affine=True):
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def product(x, kernel, axes):
     """The last `axes` axes of x [..., *inputs] times kernel [*inputs, *features]: [..., *features].
 
-    The gradient of the kernel is a product with the kernel's order of axes. By default its features
-    come first, and a CPU passes over the memory once more to transpose it.
+    On a CPU the rows of x are one axis of the product. With several, XLA would bring operands of
+    the kernel's gradient into another order first. A TPU would have to move tokens for that, whose
+    number its tiles do not divide, so that elsewhere they stay as they are.
     """
-    rows = x.ndim - axes
-    return _contracted(x, kernel, range(rows, x.ndim), range(axes))
-
-
-def _contracted(a, b, axes_of_a, axes_of_b):
-    return jax.lax.dot_general(a, b, ((tuple(axes_of_a), tuple(axes_of_b)), ((), ())))
-
-
-def _product_gradient(axes, inputs, gradient):
-    x, kernel = inputs
-    rows = x.ndim - axes
-    features = range(rows, gradient.ndim), range(axes, kernel.ndim)
-    return (
-        _contracted(gradient, kernel, *features),
-        _contracted(x, gradient, range(rows), range(rows)),
-    )
-
-
-product.defvjp(lambda x, kernel, axes: (product(x, kernel, axes), (x, kernel)), _product_gradient)
+    rows = x.shape[: x.ndim - axes]
+    if on_cpu():
+        x = x.reshape(-1, *x.shape[len(rows) :])
+    contracted = tuple(range(x.ndim - axes, x.ndim)), tuple(range(axes))
+    y = jax.lax.dot_general(x, kernel, (contracted, ((), ())))
+    return y.reshape(*rows, *kernel.shape[axes:]) if on_cpu() else y
 
 
 class Linear(nn.Module):
