@@ -157,10 +157,14 @@ def over_batch(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*BATCH, *rest))
 
 
-def on_cpu() -> bool:
-    """Whether what is traced is for CPUs: the mesh's (see `on_mesh`), without one the default's."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return (device.platform if device else jax.default_backend()) == 'cpu'
+def on_one_cpu() -> bool:
+    """Whether what is traced is for a single CPU: the mesh's (see `on_mesh`) or else the default.
+
+    Several CPU devices stand for a pod, and compute what it would.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    device = mesh.abstract_device
+    return mesh.size <= 1 and (device.platform if device else jax.default_backend()) == 'cpu'
 
 
 def path_name(path: tuple) -> str:

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 
 from mim_jax.models.initializers import kernel_init
-from mim_jax.sharding import on_cpu, over_batch
+from mim_jax.sharding import on_one_cpu, over_batch
 
 # Activations and norms are computed again in the backward pass, from what went in: a loop over
 # blocks would write each of their intermediate results to memory and read it again. Where there is
@@ -39,15 +39,15 @@ def product(x, kernel, axes):
     """The last `axes` axes of x [..., *inputs] times kernel [*inputs, *features]: [..., *features].
 
     On a CPU the rows of x are one axis of the product. With several, XLA would bring operands of
-    the kernel's gradient into another order first. A TPU would have to move tokens for that, whose
-    number its tiles do not divide, so that elsewhere they stay as they are.
+    the kernel's gradient into another order first. Elsewhere they stay: a TPU would have to move
+    the tokens, whose number its tiles do not divide.
     """
     rows = x.shape[: x.ndim - axes]
-    if on_cpu():
+    if on_one_cpu():
         x = x.reshape(-1, *x.shape[len(rows) :])
     contracted = tuple(range(x.ndim - axes, x.ndim)), tuple(range(axes))
     y = jax.lax.dot_general(x, kernel, (contracted, ((), ())))
-    return y.reshape(*rows, *kernel.shape[axes:]) if on_cpu() else y
+    return y.reshape(*rows, *kernel.shape[axes:]) if on_one_cpu() else y
 
 
 class Linear(nn.Module):

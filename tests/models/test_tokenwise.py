@@ -43,15 +43,16 @@ def test_a_linear_layer_is_the_product_with_its_gradients(x, kernel, axes, formu
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
-def reshapes(platform):
+def reshapes(platform, devices=1):
     device = AbstractDevice(device_kind='any', num_cores=None, platform=platform)
-    mesh = AbstractMesh((1,), ('data',), (AxisType.Auto,), abstract_device=device)
+    mesh = AbstractMesh((devices,), ('data',), (AxisType.Auto,), abstract_device=device)
     with jax.sharding.use_abstract_mesh(mesh):
         return 'reshape' in str(jax.make_jaxpr(product, static_argnums=2)(X, KERNEL, 1))
 
 
-def test_rows_are_one_axis_where_the_program_runs_on_a_cpu_and_nowhere_else():
+def test_rows_are_one_axis_where_the_program_runs_on_one_cpu_and_nowhere_else():
     assert reshapes('cpu') and not reshapes('tpu') and not reshapes('cuda')
+    assert not reshapes('cpu', devices=8)
 
 
 @pytest.mark.parametrize('name', list(ACTIVATIONS))
