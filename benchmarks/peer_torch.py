@@ -1,14 +1,17 @@
 """The same training step in PyTorch, to compare with: DTM, ViT-B/16, CLIP-B/16-shaped teacher.
 
     python benchmarks/peer_torch.py [--batch=256] [--forms=eager,tuned] [--steps=20]
+        [--warm_up=5] [--float32]
 
-Needs torch. `eager` is how such code is usually run: float16 autocast with a gradient scaler and
-attention written out; `tuned` is bfloat16 autocast, fused attention and AdamW, `torch.compile` for
-the blocks of both networks. The work is that of configs/dtm_vitb.py: relative position biases
-(shared and per block), layer scale, drop path, 75 of 196 patches hidden, two draws of a schedule,
-bipartite matching with shapes that shrink from step to step, cosine distance of group means over
-all tokens, clipping, AdamW. Masks are given and images are only normalised, where the step of
-mim_jax draws masks, flips and colours too. Random images and weights.
+Needs torch; `tuned` on a CPU a C++ compiler too. `eager` is how such code is usually run: float16
+autocast with a gradient scaler (bfloat16 on a CPU) and attention written out; `tuned` is bfloat16
+autocast, fused attention and AdamW, `torch.compile` for the blocks of both networks. `--float32`
+leaves autocast and scaler out of both. The work is that of configs/dtm_vitb.py: relative position
+biases (shared and per block), layer scale, drop path, 75 of 196 patches hidden, two draws of a
+schedule, bipartite matching with shapes that shrink from step to step, cosine distance of group
+means over all tokens, clipping, AdamW. Masks are given and images are only normalised, where the
+step of mim_jax draws masks, flips and colours too. Random images and weights. `processor` is the
+time of all threads together (the least), which other programs disturb less than the clock's.
 """
 
 import argparse
@@ -184,11 +187,13 @@ def average(x, groups):
 class Step:
     """One training step in the form `eager` or `tuned`."""
 
-    def __init__(self, form, device, sizes, *, width, depth, heads, batch):
+    def __init__(self, form, device, sizes, *, width, depth, heads, batch, float32):
         side, patch = sizes
         self.device, self.morphing = device, True
         self.tuned = form == 'tuned'
         self.dtype = torch.bfloat16 if self.tuned or device == 'cpu' else torch.float16
+        if float32:
+            self.dtype = torch.float32
         common = dict(side=side, patch=patch, features=512, fused=self.tuned)
         self.student = Network(width=width, depth=depth, heads=heads, beit=True, **common)
         self.teacher = Network(width=width, depth=depth, heads=heads, beit=False, **common)
@@ -216,7 +221,8 @@ class Step:
 
     def __call__(self):
         images = (self.images.float() / 255 - self.mean) / self.std
-        with torch.autocast(self.device, dtype=self.dtype):
+        lower = self.dtype != torch.float32
+        with torch.autocast(self.device, dtype=self.dtype if lower else None, enabled=lower):
             prediction = self.student(images, self.mask)
             with torch.no_grad():
                 target = self.teacher(images)
@@ -242,6 +248,8 @@ def main():
     parser.add_argument('--forms', default='eager,tuned')
     parser.add_argument('--batch', type=int, default=256)
     parser.add_argument('--steps', type=int, default=20)
+    parser.add_argument('--warm_up', type=int, default=WARM_UP)
+    parser.add_argument('--float32', action='store_true')
     parser.add_argument('--width', type=int, default=768)
     parser.add_argument('--depth', type=int, default=12)
     parser.add_argument('--heads', type=int, default=12)
@@ -264,6 +272,7 @@ def main():
                     depth=options.depth,
                     heads=options.heads,
                     batch=options.batch,
+                    float32=options.float32,
                 )
                 step.morphing = morphing
                 measure(step, form, options, device)
@@ -272,7 +281,7 @@ def main():
 
 
 def measure(step, form, options, device):
-    """Prints the times of `options.steps` steps after WARM_UP."""
+    """Prints the times of `options.steps` steps after the warm-up."""
     wait = torch.cuda.synchronize if device == 'cuda' else (lambda: None)
     if device == 'cuda':
         torch.cuda.empty_cache()
@@ -281,19 +290,21 @@ def measure(step, form, options, device):
     step()
     wait()
     first = time.perf_counter() - start
-    seconds = []
-    for i in range(WARM_UP - 1 + options.steps):
+    seconds, processor = [], []
+    for i in range(options.warm_up - 1 + options.steps):
         wait()
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         loss = step()
         wait()
-        if i >= WARM_UP - 1:
+        if i >= options.warm_up - 1:
             seconds.append(time.perf_counter() - start)
+            processor.append(time.process_time() - busy)
     median = statistics.median(seconds)
     memory = torch.cuda.max_memory_allocated() / 2**30 if device == 'cuda' else 0
     print(
         f'{form}, {"morphing" if step.morphing else "no morphing"}: {1e3 * median:.1f} ms '
-        f'(least {1e3 * min(seconds):.1f}), {options.batch / median:.1f} img/s, '
+        f'(least {1e3 * min(seconds):.1f}, processor {1e3 * min(processor):.1f}), '
+        f'{options.batch / median:.1f} img/s, '
         f'{memory:.2f} GiB, first step {first:.1f} s, loss {loss:.4f}',
         flush=True,
     )

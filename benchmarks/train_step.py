@@ -8,10 +8,12 @@ Random images and, where the method has a teacher, random teacher weights: no da
 to the compiler. Without one, a method that morphs is timed in turn with itself without morphing.
 
 Every step is waited for; the first of a row are not counted. With `--rounds` the rows take
-turns. `GiB` is what the compiled step needs, arguments and temporaries; `peak` what the process has
-taken at most so far, where the device says. Compilation runs on `--threads` threads, the first row
-alone: with more than one, only its time is that of a compilation by itself. `--profile=DIR` traces
-three more steps of the last row that ran (`profile_summary.py` reads the trace).
+turns. `processor` is the time of all threads of the host together, in ms (the least), which other
+programs on a CPU disturb less than the clock's. `GiB` is what the compiled step needs, arguments
+and temporaries; `peak` what the process has taken at most so far, where the device says.
+Compilation runs on `--threads` threads, the first row alone: with more than one, only its time is
+that of a compilation by itself. `--profile=DIR` traces three more steps of the last row that ran
+(`profile_summary.py` reads the trace).
 """
 
 import argparse
@@ -30,7 +32,19 @@ from mim_jax.logs import peak_flops
 from mim_jax.program import Program
 
 BATCH = 8
-TITLES = ('ms/step', 'min', 'img/s', 'GFLOP', 'TFLOP/s', 'MFU', 'GiB', 'peak', 'compile s', 'loss')
+TITLES = (
+    'ms/step',
+    'min',
+    'processor',
+    'img/s',
+    'GFLOP',
+    'TFLOP/s',
+    'MFU',
+    'GiB',
+    'peak',
+    'compile s',
+    'loss',
+)
 
 
 def main():
@@ -142,7 +156,7 @@ class Step:
         self.flops = self.program.model_flops(traced)
         self.lowered = traced.lower()
         self.images = self.experiment.data.batch_size
-        self.seconds = []
+        self.seconds, self.processor = [], []
         self.loss = self.failed = None
 
     def compile(self):
@@ -174,11 +188,12 @@ class Step:
             for i in range(warm_up + steps):
                 state = place.get('state', self.program.abstract_state, self.init)
                 jax.block_until_ready(state)
-                start = time.perf_counter()
+                start, busy = time.perf_counter(), time.process_time()
                 state, metrics = self.compiled(state, batch)
                 jax.block_until_ready((state, metrics))
                 if i >= warm_up:
                     self.seconds.append(time.perf_counter() - start)
+                    self.processor.append(time.process_time() - busy)
                 place.put('state', state)
             self.loss = float(metrics['loss'])
         except Exception as error:
@@ -213,6 +228,7 @@ class Step:
         cells = (
             f'{1e3 * median:.1f}',
             f'{1e3 * min(self.seconds):.1f}',
+            f'{1e3 * min(self.processor):.1f}',
             f'{self.images / median:.1f}',
             f'{self.flops / 1e9:.1f}',
             f'{rate / 1e12:.1f}',

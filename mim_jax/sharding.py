@@ -201,6 +201,16 @@ def per_device(function: Callable, *specs: PartitionSpec) -> Callable:
     return called
 
 
+def on_one_cpu() -> bool:
+    """Whether what is traced is for a single CPU: the mesh's (see `on_mesh`) or else the default.
+
+    Several CPU devices stand for a pod, and compute what it would.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    device = mesh.abstract_device
+    return mesh.size <= 1 and (device.platform if device else jax.default_backend()) == 'cpu'
+
+
 def path_name(path: tuple) -> str:
     """A tree path as "a/b/c", for rules and for error messages."""
     return '/'.join(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from mim_jax.models.attention_kernels import cudnn_attention
 from mim_jax.models.attention_pallas import pallas_attention
 from mim_jax.models.initializers import kernel_init
-from mim_jax.models.tokenwise import Linear
+from mim_jax.models.tokenwise import Linear, product
 from mim_jax.sharding import over_batch
 
 QKV_BIASES = ('all', 'qv', 'none')
@@ -32,7 +32,7 @@ class QKV(nn.Module):
         width = x.shape[-1]
         shape = (width, 3, self.heads, width // self.heads)
         kernel = self.param('kernel', kernel_init(self.initialization), shape).astype(self.dtype)
-        qkv = over_batch(jnp.einsum('bsd,dthk->bsthk', x, kernel))
+        qkv = over_batch(product(x.astype(self.dtype), kernel, 1))
         if self.bias != 'none':
             rows = {'all': 3, 'qv': 2}[self.bias]
             bias = self.param('bias', nn.initializers.zeros, (rows, *shape[2:]))
@@ -53,7 +53,16 @@ def attention_weights(q, k, *, bias=None):
     logits = inner_products(q, k) * q.shape[-1] ** -0.5
     if bias is not None:
         logits += bias
-    return jax.nn.softmax(logits, axis=-1)
+    return softmax(logits)
+
+
+@jax.custom_jvp
+def softmax(x):
+    """Softmax over the last axis; the gradient needs its result alone, by default more."""
+    return jax.nn.softmax(x, axis=-1)
+
+
+softmax.defjvps(lambda tangent, y, _: y * (tangent - (y * tangent).sum(axis=-1, keepdims=True)))
 
 
 @jax.custom_vjp

@@ -6,12 +6,17 @@ import flax.linen as nn
 import jax
 
 from mim_jax.models.initializers import kernel_init
-from mim_jax.sharding import over_batch
+from mim_jax.sharding import on_one_cpu, over_batch
+
+# Activations and norms are computed again in the backward pass, from what went in: a loop over
+# blocks would write each of their intermediate results to memory and read it again. Where there is
+# no loop, XLA may merge the two computations.
+_again = functools.partial(jax.checkpoint, prevent_cse=False)
 
 ACTIVATIONS = {
-    'gelu': functools.partial(jax.nn.gelu, approximate=False),
-    'gelu_tanh': functools.partial(jax.nn.gelu, approximate=True),
-    'quick_gelu': lambda x: x * jax.nn.sigmoid(1.702 * x),
+    'gelu': _again(functools.partial(jax.nn.gelu, approximate=False)),
+    'gelu_tanh': _again(functools.partial(jax.nn.gelu, approximate=True)),
+    'quick_gelu': _again(lambda x: x * jax.nn.sigmoid(1.702 * x)),
 }
 
 
@@ -20,7 +25,7 @@ def layer_norm(eps, dtype, name, *, affine=True):
 
     Without `affine` it has no scale and bias of its own.
     """
-    return nn.LayerNorm(
+    return nn.remat(nn.LayerNorm, prevent_cse=False)(
         epsilon=eps,
         dtype=dtype,
         use_scale=affine,
@@ -28,6 +33,21 @@ def layer_norm(eps, dtype, name, *, affine=True):
         use_fast_variance=False,
         name=name,
     )
+
+
+def product(x, kernel, axes):
+    """The last `axes` axes of x [..., *inputs] times kernel [*inputs, *features]: [..., *features].
+
+    On a CPU the rows of x are one axis of the product. With several, XLA would bring operands of
+    the kernel's gradient into another order first. Elsewhere they stay: a TPU would have to move
+    the tokens, whose number its tiles do not divide.
+    """
+    rows = x.shape[: x.ndim - axes]
+    if on_one_cpu():
+        x = x.reshape(-1, *x.shape[len(rows) :])
+    contracted = tuple(range(x.ndim - axes, x.ndim)), tuple(range(axes))
+    y = jax.lax.dot_general(x, kernel, (contracted, ((), ())))
+    return y.reshape(*rows, *kernel.shape[axes:]) if on_one_cpu() else y
 
 
 class Linear(nn.Module):
@@ -48,10 +68,7 @@ class Linear(nn.Module):
             kernel_init(self.initialization, in_axes=self.in_axes, scale=self.scale),
             shape,
         )
-        contracted = tuple(range(x.ndim - self.in_axes, x.ndim)), tuple(range(self.in_axes))
-        y = jax.lax.dot_general(
-            x.astype(self.dtype), kernel.astype(self.dtype), (contracted, ((), ()))
-        )
+        y = product(x.astype(self.dtype), kernel.astype(self.dtype), self.in_axes)
         if self.bias:
             y += self.param('bias', nn.initializers.zeros, self.features).astype(self.dtype)
         return over_batch(y)
