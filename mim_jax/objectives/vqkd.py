@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mim_jax import keys
+from mim_jax import keys, panels
 from mim_jax.clock import Clock
 from mim_jax.config import choice
 from mim_jax.errors import UserError
@@ -22,6 +22,7 @@ from mim_jax.models.quantizer import Quantizer, nearest_code
 from mim_jax.models.vit import ViT
 from mim_jax.objectives.base import Batch, Objective, Variables
 from mim_jax.objectives.targeted import Targeted
+from mim_jax.panels import Sheets
 from mim_jax.ranges import NotNegative
 from mim_jax.targets import TARGETS
 from mim_jax.targets.tokenizer import code_head, encode
@@ -95,6 +96,19 @@ class VQKD(Targeted):
         metrics = {'restoration': distance, 'commitment': commitment, 'codes_used': used}
         state = {'codebook': self.quantizer.update(book, flat, ids.reshape(-1))}
         return distance + self.commitment * commitment, metrics, state
+
+    def pictures(
+        self, variables: Variables, batch: Batch, key: jax.Array, step: jax.Array
+    ) -> Sheets:
+        params, images = variables['params'], batch['images']
+        tokens = self.encode(params, images).tokens
+        codes = variables['state']['codebook']['codes']
+        ids = nearest_code(encode(params, tokens, model=self.encoder), codes)
+        target = panels.Tokens(self.targets(variables, images), title='target (PCA)')
+        restored = panels.Tokens(
+            self.decode(params, codes[ids]), title='restored from codes (its own PCA)'
+        )
+        return {'codes': [panels.Groups(ids, title='patches of a code'), target, restored]}
 
     def decode(self, params: Any, codes: jax.Array) -> jax.Array:
         """Restored features float32 [B,N,D] from codes [B,N,d]."""
