@@ -20,6 +20,7 @@ from pathlib import Path
 
 import cv2
 import grain
+import numpy as np
 from tqdm import tqdm
 
 from mim_jax.data import decode, pipeline, resample
@@ -87,11 +88,13 @@ def pack(
     holdout: float = 0.1,
     holdout_seed: int = 0,
     max_corrupt_share: float = 0.1,
+    shuffle_seed: int | None = None,
 ) -> dict[str, int]:
     """Writes the images below `path` to the folder `out`, whole or not at all.
 
     Without splits of its own, `holdout` of its classes become the split `test`, those that a run on
-    the folder would hold out. What is written does not depend on `workers`, decoding processes (0:
+    the folder would hold out. Records are in the order of the folder, or in one that is drawn from
+    `shuffle_seed`. What is written does not depend on `workers`, decoding processes (0:
     two threads of this one).
 
     Returns:
@@ -114,9 +117,13 @@ def pack(
         inner = folder / VERSION
         inner.mkdir()
         for split, source in found.items():
-            read = _read(_Reader(source, shorter_side, quality), workers=workers)
+            order = np.arange(len(source))
+            if shuffle_seed is not None:
+                np.random.default_rng(shuffle_seed).shuffle(order)
+            read = _read(order, _Reader(source, shorter_side, quality), workers=workers)
             progress = tqdm(read, split, total=len(source), disable=None, unit=' images')
-            good = _good(progress, source, split=split, share=max_corrupt_share)
+            numbered = zip(order.tolist(), progress, strict=True)
+            good = _good(numbered, source, split=split, share=max_corrupt_share)
             lengths[split] = _write(good, inner, f'{out.name}-{split}', records_per_file)
             if not lengths[split]:
                 raise UserError(f'none of the images in {source.root} can be read: repair them')
@@ -161,9 +168,9 @@ def _features(found):
     return features
 
 
-def _read(reader, *, workers):
-    """What a reader gives for every image of its folder, in order."""
-    dataset = grain.MapDataset.range(len(reader.source)).map(reader)
+def _read(order, reader, *, workers):
+    """What a reader gives for the images of its folder, in this order."""
+    dataset = grain.MapDataset.source(order.tolist()).map(reader)
     dataset = dataset.batch(TOGETHER, batch_fn=_together)
     with contextlib.closing(pipeline.run(dataset, DataConfig(workers=workers))) as batches:
         for batch in batches:
@@ -174,15 +181,16 @@ def _together(results):
     return {'results': list(results)}
 
 
-def _good(results, source, *, split, share):
-    """Records of the images that can be read, the others being named.
+def _good(numbered, source, *, split, share):
+    """Records of the images that can be read, from pairs of number and result, the others being
+    named.
 
     Raises UserError when those are more than a share of the split.
     """
     from tensorflow_datasets.proto import tf_example_pb2
 
     corrupt = []
-    for index, result in enumerate(results):
+    for index, result in numbered:
         if isinstance(result, str):
             corrupt.append(source.describe(index))
             print(f'left out: {corrupt[-1]} ({result})', file=sys.stderr)
@@ -253,6 +261,7 @@ def main(argv: list[str] | None = None) -> int:
         prog='python -m mim_jax.data.pack', description=__doc__.split('\n\n')[0], allow_abbrev=False
     )
     add, count, share = parser.add_argument, _number(int, Range(1)), _number(float, Range(0, 1))
+    seed = _number(int, Range(0, 2**32 - 1))
     add('path', metavar='SOURCE', help='SPLIT/CLASS/*, CLASS/*, or images without classes')
     add('--out', required=True, metavar='PATH/NAME', help='a new folder, for the dataset NAME')
     add('--shorter_side', type=count, metavar='N', help='of larger images (default: as they are)')
@@ -260,8 +269,9 @@ def main(argv: list[str] | None = None) -> int:
     add('--records_per_file', type=count, default=2048, metavar='N', help='(2048)')
     add('--workers', type=_number(int, Range(0)), default=os.cpu_count(), help='(one per core)')
     add('--holdout', type=_number(float, Range(0, 1, high_open=True)), default=0.1, help='(0.1)')
-    add('--holdout_seed', type=_number(int, Range(0, 2**32 - 1)), default=0, help='(0)')
+    add('--holdout_seed', type=seed, default=0, help='(0)')
     add('--max_corrupt_share', type=share, default=0.1, help='of a split (0.1)')
+    add('--shuffle_seed', type=seed, help='of their order (default: as in the folder)')
     options = parser.parse_args(argv)
     try:
         counts = pack(**vars(options))

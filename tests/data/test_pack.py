@@ -50,6 +50,24 @@ def assert_equal(folder, packed):
         assert {k: folder[i][k] for k in packed[i]} == packed[i]
 
 
+def test_a_seed_stores_the_same_images_in_another_order(photos, tmp_path):
+    write(photos / 'class a' / 'bad.jpg', b'none')
+    out = tmp_path / 'packed' / 'mixed'
+    counts = pack.pack(photos, out, holdout=0, shuffle_seed=3, max_corrupt_share=0.1)
+    assert counts == {'train': 20}
+    packed = Tfds(path=str(out.parent), dataset='mixed:1.0.0')
+    want, got = (
+        [(item['image'], item['label']) for item in map(source.__getitem__, range(len(source)))]
+        for source in (
+            make_source(DataConfig(source=Folder(path=str(photos), holdout=0)), split='train'),
+            make_source(DataConfig(source=packed), split='train'),
+        )
+    )
+    want = [item for item in want if item[0] != b'none']
+    assert got != want and sorted(got) == sorted(want)
+    assert len({label for _, label in got[:8]}) > 1  # of the folder's first class there are 8
+
+
 @pytest.mark.parametrize('records_per_file', [1, 7, 100])
 def test_records_and_labels_are_those_of_the_folder(photos, tmp_path, records_per_file):
     out = tmp_path / 'packed' / 'photos_2'
