@@ -84,16 +84,35 @@ def _trip_count(line: str, computations: dict[str, tuple[bool, list[str]]]) -> i
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
     if known:
         return int(known.group(1))
-    condition = re.search(r'condition=%([\w.\-]+)', line).group(1)
-    lines = computations[condition][1]
-    root = next(text for text in lines if text.lstrip().startswith('ROOT'))
-    compared = re.search(r' compare\(%[\w.\-]+, %([\w.\-]+)\), direction=LT', root)
-    if compared:
-        constant = re.compile(rf'%{re.escape(compared.group(1))} = s32\[\].* constant\((\d+)\)')
-        for text in lines:
-            if constant.search(text):
-                return int(constant.search(text).group(1))
-    return 1
+    condition, body = (
+        computations[re.search(rf'{part}=%([\w.\-]+)', line).group(1)][1]
+        for part in ('condition', 'body')
+    )
+    root = next(text for text in condition if text.lstrip().startswith('ROOT'))
+    compared = re.search(r' compare\(%([\w.\-]+), %([\w.\-]+)\), direction=LT', root)
+    limit = compared and _constant(compared.group(2), condition)
+    if not limit:
+        return 1
+    return -(-limit // _stride(compared.group(1), condition, body))
+
+
+def _constant(name: str, lines: list[str]) -> int | None:
+    found = re.compile(rf'%{re.escape(name)} = [su]32\[\].* constant\((\d+)\)')
+    return next((int(m.group(1)) for m in map(found.search, lines) if m), None)
+
+
+def _stride(counter: str, condition: list[str], body: list[str]) -> int:
+    """What a loop's body adds to its counter, more than 1 where the compiler has unrolled it."""
+    place = re.compile(rf'%{re.escape(counter)} = .* get-tuple-element\(.*\), index=(\d+)')
+    index = next((int(m.group(1)) for m in map(place.search, condition) if m), None)
+    root = next((text for text in body if text.lstrip().startswith('ROOT')), '')
+    given = re.search(r' tuple\((.*?)\)', root)
+    if index is None or not given:
+        return 1
+    name = re.findall(r'%([\w.\-]+)', given.group(1))[index]
+    added = re.compile(rf'%{re.escape(name)} = .* add\(%([\w.\-]+), %([\w.\-]+)\)')
+    terms = next((m.groups() for m in map(added.search, body) if m), ())
+    return next((step for step in (_constant(term, body) for term in terms) if step), 1)
 
 
 def _sent(found: re.Match, everyone: int) -> float:

@@ -78,6 +78,19 @@ ENTRY %main (x: bf16[4,8]) -> bf16[4,8] {{
 """
 
 
+def test_loops_that_the_tpu_compiler_has_unrolled():
+    text = PROGRAM.replace('{{', '{').replace('}}', '}').replace('s32[]', 'u32[]')
+    text = text.replace('constant(3)', 'constant(8)')
+    line = '%a = bf16[4,8]{1,0} all-gather(%x), channel_id=1, replica_groups=[2,4]<=[8]'
+    assert collectives.sent(text.replace('{line}', line)) == {'all-gather': 8 * 48}
+    line += """
+  %two = u32[]{:T(128)} constant(2)
+  %old = u32[]{:T(128)} get-tuple-element(%state), index=0
+  %next = u32[]{:T(128)} add(%old, %two)
+  ROOT %result = (u32[]{:T(128)}, bf16[4,8]{1,0}) tuple(%next, %a)"""
+    assert collectives.sent(text.replace('{line}', line)) == {'all-gather': 4 * 48}
+
+
 @pytest.mark.parametrize(
     ('line', 'expected'),
     [
