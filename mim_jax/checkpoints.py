@@ -325,11 +325,17 @@ def _readable(workdir: str | Path, step: int) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # Orbax and TensorStore raise a dozen kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        text = str(error).strip() or type(error).__name__
+        reason = text.splitlines()[0][:200]
         folder = directory(workdir) / str(step)
         wrong = integrity.damage(folder)
         if wrong:
             advice = f'it is damaged: {wrong}.'
+        elif 'tree structures do not match' in text:
+            advice = (
+                'its arrays have other names than those of this version: use the version that '
+                'wrote it, or begin anew in another work directory.'
+            )
         elif (folder / integrity.FILE).exists():
             advice = 'its files are intact: memory may be in use, or another version wrote it.'
         else:

@@ -59,7 +59,8 @@ class OptimizerConfig:
       `weight_decay_horizon`, None: `horizon` (I-JEPA: 0.04 to 0.4); None: it is constant.
     constant_rates: pairs of an expression (`re.search`) for the path of a parameter and a learning
       rate, which stays as it is, and `weight_decay` with it, whatever the schedules do to the
-      others (MOCA: (('_generator/', 1e-4),)). The first that fits counts.
+      others (MOCA: (('_generator/', 1e-4),)); `layer_decay` multiplies it, too. The first that
+      fits counts.
     decay_also: which of TOKENS_AND_TABLES are decayed all the same. Code that goes by the number of
       dimensions, as BEiT's does, decays ('mask_token', 'relative_position').
     layer_decay: below 1, a parameter's rate is multiplied by it ** (distance from the top).

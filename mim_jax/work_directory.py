@@ -36,7 +36,9 @@ RESUMABLE = (
     r'(mesh|checkpoint|eval|log)\.',
     r'train\.skip_nonfinite:',  # how many there may be; none of them changes a parameter
     r'data\.(workers|threads|prefetch|max_corrupt_share|eval_split|eval_crop|source\..*path):',
-    r'(model|objective)\.([^:]*\.)?(scan|remat):',  # of every network that a method has
+    # Of every network that a method has.
+    r'(model|objective)\.([^:]*\.)?(scan|remat|attention_kernel):',
+    r'objective\.morphing\.grouping\.kernel:',
     r'(objective|init)\.([^:]*\.)?weights: (?!None ).* -> (?!None$)',  # a file may have moved
 )
 # Seconds for which a lock that is held is tried again: `mim_jax.runs` holds it while it looks.

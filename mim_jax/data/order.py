@@ -38,7 +38,8 @@ class BlockOrder:
       whose order is drawn (a shorter last one stays last);
     - this sequence is cut into up to LANES stretches, one for each lane of the batches: lane l is
       the l-th stretch of every batch. So processes, which take stretches of batches, read blocks of
-      their own, and the order does not depend on how many they are;
+      their own if their number divides that of the lanes (else neighbours share some), and the
+      order does not depend on how many they are;
     - a lane draws which of the next WINDOW blocks gives its next item. Each is read from its first
       to its last, and the storage sees a few streams that it can read ahead of.
     """

@@ -4,6 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mim_jax.errors import UserError
+
 # Share of the newest batch in running averages: PyTorch's `momentum`.
 NEWEST = 0.1
 
@@ -29,6 +31,11 @@ class BatchNorm(nn.Module):
         x, shape = x.astype(jnp.float32), x.shape[-1:]
         averages = ()
         if self.running:
+            if not self.is_initializing() and not self.has_variable('state', 'variance'):
+                raise UserError(
+                    "this network's state lacks a running variance: an earlier version wrote it; "
+                    'use that version, or train again.'
+                )
             averages = (
                 self.variable('state', 'mean', jnp.zeros, shape),
                 self.variable('state', 'variance', jnp.ones, shape),

@@ -139,7 +139,9 @@ class Classification(Objective):
         if not self.batch_norm:
             return self._head().apply(head, encoded), {}
         head['state'] = variables['state']
-        logits, new = self._head().apply(head, encoded, train=train, mutable=['state'])
+        if not train:
+            return self._head().apply(head, encoded, train=False), variables['state']
+        logits, new = self._head().apply(head, encoded, train=True, mutable=['state'])
         return logits, new['state']
 
     def _head(self) -> PooledClassifier:
