@@ -7,8 +7,8 @@
 Every chip has `--batch` images. Parameters are split over the chips of a slice (`mesh.fsdp`), and
 slices hold the same ones (`mesh.data`). The step is compiled for simulated CPU devices, for slices
 of TPUs that need not be there (package `libtpu`), or for 1, 2, 4, ... of the devices at hand; only
-these run it, and their rows end with times and the share of one device's rate that each keeps.
-Nothing is read: images and teacher are random.
+these run it, and their rows end with times and the share of a device's rate in the first
+row that each keeps. Nothing is read: images and teacher are random.
 
 `sent` is counted in the compiled program as `python -m mim_jax.preflight` does it, MFLOP by XLA of
 one chip's program, where the body of a loop counts once.
@@ -30,7 +30,10 @@ TIMES = ('ms/step', 'images/s', 'kept')
 
 
 def numbers(text):
-    return [int(number) for number in text.split(',')]
+    found = [int(number) for number in text.split(',')]
+    if min(found) < 1:
+        raise argparse.ArgumentTypeError(f'{text}: at least 1 each')
+    return found
 
 
 def sizes(available, slices):

@@ -10,12 +10,13 @@ is 1. `--config.…` applies to all runs.
 
 import argparse
 import json
+import re
 import shlex
 import sys
 from pathlib import Path
 
 from mim_jax import config as configs
-from mim_jax import layout, planned, storage
+from mim_jax import layout, planned, storage, work_directory
 from mim_jax.errors import UserError
 from mim_jax.folders import check_folder
 from mim_jax.zoo import page
@@ -59,7 +60,10 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, tuple[tuple[str, st
     options, rest = parser.parse_known_args(arguments)
     if options.steps < 2:
         parser.error(f'--steps={options.steps}: at least 2, for the first is not timed.')
-    return options, tuple(configs.assignments(rest))
+    given = tuple(configs.assignments(rest))
+    if 'seed' in dict(given):
+        raise UserError('config.seed is that of all runs here: say --seed=N.')
+    return options, given
 
 
 def run(options: argparse.Namespace, assignments: tuple[tuple[str, str], ...]) -> int:
@@ -68,8 +72,11 @@ def run(options: argparse.Namespace, assignments: tuple[tuple[str, str], ...]) -
     workdir, out = Path(options.workdir), Path(options.out)
     check_folder(workdir)
     check_folder(out.parent)
+    if out.is_dir():
+        raise UserError(f'--out={out} is a folder: name a file in it.')
     known = entries(options.size)
-    chosen = with_needed(options.only.split(',') if options.only else list(known), known)
+    names = list(known) if options.only is None else options.only.split(',')
+    chosen = with_needed(names, known)
     places = {name: place for place, name in enumerate((n for n in known if n in chosen), start=1)}
     rows, failed, absent = [], {}, []
     for entry in known.values():
@@ -88,6 +95,7 @@ def run(options: argparse.Namespace, assignments: tuple[tuple[str, str], ...]) -
                 workdir=workdir,
                 assignments=assignments,
             )
+            check_budget(planned_run)
             if not planned.finished(planned_run) and name in chosen:
                 print(f'[{places[name]}/{len(places)}] {name}', flush=True)
                 _add_peak(workdir, name, planned.execute(planned_run))
@@ -115,6 +123,28 @@ def run(options: argparse.Namespace, assignments: tuple[tuple[str, str], ...]) -
     )
     print(out)
     return 1 if failed else 0
+
+
+def check_budget(planned_run: planned.Run) -> None:
+    """Raises UserError where a work directory holds a run that is not comparable: of another
+    config, or one that was judged or logged otherwise.
+    """
+    workdir, run = planned_run.workdir, planned_run.experiment
+    if not (workdir / layout.CONFIG_FILE).exists():
+        return
+    saved = work_directory.completed(workdir, run)
+    found = configs.differences(*map(work_directory.as_dict, (saved, run)))
+    others = [
+        line
+        for line in found
+        if re.match(r'eval\.|log\.every_', line)
+        or not any(re.match(x, line) for x in work_directory.RESUMABLE)
+    ]
+    if others:
+        raise UserError(
+            f'{workdir} holds a run of another budget ({"; ".join(others)}): set this back, choose '
+            'another --workdir, or remove it to run it again.'
+        )
 
 
 def command(options: argparse.Namespace, assignments: tuple[tuple[str, str], ...]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from mim_jax import data, layout, planned, provenance, restoring
+from mim_jax import data, layout, planned, provenance, restoring, storage
 from mim_jax.evaluators import EvenlySpaced
 from mim_jax.experiment import Experiment
 from mim_jax.logs import read_metrics
@@ -172,7 +172,7 @@ def write(
         methods=''.join(section(r, out=out, pictures=pictures) for r in rows),
         default_steps=default_steps,
     )
-    out.write_text(text, encoding='utf-8')
+    storage.write_whole(out, text)
 
 
 def table(rows: Sequence[Row], *, failed: Mapping[str, str]) -> str:

@@ -31,6 +31,7 @@ def stubs(monkeypatch, tmp_path):
         },
     )
     monkeypatch.setattr(zoo, 'make_run', lambda entry, **_: entry.name)
+    monkeypatch.setattr(zoo, 'check_budget', lambda run: None)
     monkeypatch.setattr(planned, 'finished', lambda run: (tmp_path / run / 'config.json').exists())
 
     def execute(run):
@@ -125,5 +126,6 @@ def test_a_method_is_trained_and_a_second_start_has_nothing_to_run(tmp_path, mon
     assert capfd.readouterr().out == f'{tmp_path / "zoo.md"}\n'
     assert (tmp_path / 'zoo.md').read_text(encoding='utf-8') == text
     # A run of another budget is not taken for one of this.
-    assert run(tmp_path, *arguments, '--seed=1') == 2
-    assert 'config' in capfd.readouterr().err
+    for other in ('--seed=1', '--steps=4', '--config.eval.knn.max_test=20'):
+        assert run(tmp_path, *arguments, other) == 2
+        assert 'of another budget' in capfd.readouterr().err
