@@ -204,7 +204,7 @@ def per_device(function: Callable, *specs: PartitionSpec) -> Callable:
 def on_one_cpu() -> bool:
     """Whether what is traced is for a single CPU: the mesh's (see `on_mesh`) or else the default.
 
-    Several CPU devices stand for a pod, and compute what it would.
+    A mesh of several CPU devices stands for a pod, and computes what it would.
     """
     mesh = jax.sharding.get_abstract_mesh()
     device = mesh.abstract_device
