@@ -4,8 +4,8 @@
 
 Groups: the share of images whose groups are the same on both devices, for both forms of bipartite
 matching, over many schedules; of random tokens and of the config's teacher's tokens (one array,
-given to both). Steps: training from the same state on the same images; relative differences of
-loss, gradient norm and parameters.
+given to both); and whether the kernel for such a device forms the same. Steps: training from the
+same state on the same images; relative differences of loss, gradient norm and parameters.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from timing import reason
 
 from mim_jax import config as configs
 from mim_jax import data, experiment, sharding
+from mim_jax.errors import UserError
 from mim_jax.morphing import bipartite_groups, merges_per_step
 from mim_jax.program import Program
 
@@ -29,12 +30,12 @@ def schedules(num_tokens):
             yield merges_per_step(merged, num_steps, num_tokens=num_tokens), num_steps
 
 
-def grouped(tokens, device, *, exact):
+def grouped(tokens, device, **form):
     tokens = jax.device_put(tokens, device)
     with jax.default_device(device):
         return np.stack(
             [
-                bipartite_groups(tokens, r, k, protect_first=True, exact=exact)
+                bipartite_groups(tokens, r, k, protect_first=True, **{'kernel': 'xla'} | form)
                 for r, k in schedules(tokens.shape[1])
             ]
         )
@@ -58,6 +59,11 @@ def compare_groups(name, tokens, cpu, other):
         print(f'  {form}, equal on both devices: {equal}')
     equal = share(groups['other', True], groups['other', False])
     print(f'  on the accelerator, float32 form equal to the exact one: {equal}', flush=True)
+    try:
+        equal = share(groups['other', True], grouped(tokens, other, kernel='pallas'))
+        print(f'  on the accelerator, kernel equal to the exact form: {equal}', flush=True)
+    except UserError as error:
+        print(f'  {error}', flush=True)
 
 
 def make_program(path, assignments, device):

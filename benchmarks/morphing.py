@@ -8,9 +8,9 @@ same with `exact=False` (the tokens in float32), `kernel` with `kernel='pallas'`
 one kernel, where it can run); each is one compilation for all schedules. `peer` is the usual way:
 shapes that shrink from step to step, so that every schedule is compiled anew (column `compile`).
 Half of the tokens are merged. `same` is the share of images in which the form before it makes the
-groups of `matrix`: near-ties go either way in `features`, never in `kernel`. A second list has the
-other groupings, the averages (`morph`) with and without their gradient, and all that morphing adds
-to a training step.
+groups of `matrix`: near-ties go either way in `features`, never in `kernel` (`agreement.py` tries
+more schedules). A second list has the other groupings, the averages (`morph`) with and without
+their gradient, and all that morphing adds to a training step.
 """
 
 import argparse
@@ -91,7 +91,7 @@ def matching(tokens, steps, *, peer):
     schedule = jnp.int32(per_step), jnp.int32(steps)
 
     def matrix(tokens, **option):
-        return bipartite_groups(tokens, *schedule, protect_first=True, **option)
+        return bipartite_groups(tokens, *schedule, protect_first=True, **{'kernel': 'xla'} | option)
 
     cells = [milliseconds(matrix, tokens)]
     for option in ({'exact': False}, {'kernel': 'pallas'}):
@@ -200,7 +200,11 @@ def main():
     print(f'{"morph":>16}{milliseconds(morph, tokens, groups):>18}')
     print(f'{"gradient":>16}{milliseconds(gradient, tokens, groups):>18}')
     print('in a training step (two random draws, N 196, D 512), ms on the clock and of CPU time:')
-    forms = {'matrix': {}, 'features': {'exact': False}, 'kernel': {'kernel': 'pallas'}}
+    forms = {
+        'matrix': {'kernel': 'xla'},
+        'features': {'exact': False},
+        'kernel': {'kernel': 'pallas'},
+    }
     for form, options in forms.items():
         morphing = Morphing(grouping=Bipartite(**options))
         try:

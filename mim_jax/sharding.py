@@ -172,6 +172,20 @@ def device_kind() -> str:
     return jax.devices()[0].device_kind if device is None else device.device_kind
 
 
+def for_hopper() -> bool:
+    """Whether a program is traced for NVIDIA's Hopper GPUs (H100, H200, GH200): by the mesh (see
+    `on_mesh`), without which this is not known, and False.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device is not None and re.match(r'NVIDIA G?H\d', device.device_kind) is not None
+
+
+def platform() -> str:
+    """Of what a program is traced for, as `device_kind`: cpu, gpu or tpu."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def per_device(function: Callable, *specs: PartitionSpec) -> Callable:
     """`function` of arrays, one for each of `specs`, called by every device of the mesh (see
     `on_mesh`) with its own parts of them: for kernels, which the compiler cannot split.
@@ -206,9 +220,13 @@ def on_one_cpu() -> bool:
 
     A mesh of several CPU devices stands for a pod, and computes what it would.
     """
+    return jax.sharding.get_abstract_mesh().size <= 1 and platform() == 'cpu'
+
+
+def tensor_parallel() -> bool:
+    """Whether heads and hidden units are split over devices of the mesh (see `on_mesh`)."""
     mesh = jax.sharding.get_abstract_mesh()
-    device = mesh.abstract_device
-    return mesh.size <= 1 and (device.platform if device else jax.default_backend()) == 'cpu'
+    return not mesh.empty and mesh.shape['tensor'] > 1
 
 
 def path_name(path: tuple) -> str:

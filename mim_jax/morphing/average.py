@@ -72,20 +72,20 @@ def _sums_matmul(x, groups):
 
 
 def indicator_matmul(indicator, x):
-    """Matrix product [B, M, D] of a boolean [B, M, N] with float32 x [B, N, D]; x is not rounded.
+    """Matrix product [B, M, D] of boolean [B, M, N] with float32 x [B, N, D], not rounded.
 
-    A float32 is the sum of three bfloat16, so three fast products with exact terms do it.
+    A float32 is the sum of three bfloat16, so a fast product with exact terms does it; one, and not
+    a sum of three, so that no product but the last is written to memory.
     """
-    indicator = indicator.astype(jnp.bfloat16)
-    total = 0.0
+    parts = []
     for _ in range(3):
         part = lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
-        total += jnp.einsum(
-            'bmn,bnd->bmd',
-            indicator,
-            part.astype(jnp.bfloat16),
-            preferred_element_type=jnp.float32,
-            precision=lax.Precision.DEFAULT,
-        )
+        parts.append(part.astype(jnp.bfloat16))
         x = x - part
-    return total
+    return jnp.einsum(
+        'bmn,bnd->bmd',
+        jnp.concatenate([indicator.astype(jnp.bfloat16)] * 3, axis=2),
+        jnp.concatenate(parts, axis=1),
+        preferred_element_type=jnp.float32,
+        precision=lax.Precision.DEFAULT,
+    )

@@ -16,8 +16,8 @@ from mim_jax.morphing import pairs
 from mim_jax.morphing.average import indicator_matmul
 from mim_jax.morphing.base import Grouping
 from mim_jax.morphing.bipartite_features import feature_groups
-from mim_jax.morphing.bipartite_pallas import pallas_groups
-from mim_jax.morphing.matching import checked, merge_repeatedly, new_positions
+from mim_jax.morphing.bipartite_pallas import is_faster, pallas_groups
+from mim_jax.morphing.matching import checked, evened, merge_repeatedly, new_positions, sides
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,12 +27,13 @@ class Bipartite(Grouping):
     protect_first: the first patch never joins another. The released code of DTM does this, although
       the class token that it was meant for is no longer in the list.
     exact: False compares in plain float32, which is faster with many tokens; see docs/morphing.md.
-    kernel: 'pallas' takes all steps of an image in one kernel, for TPUs; the groups are the same.
+    kernel: 'pallas' takes all steps of an image in one kernel, for TPUs and NVIDIA GPUs; the groups
+      are the same. 'auto' is 'pallas' where that was measured to be faster, 'xla' elsewhere.
     """
 
     protect_first: bool = True
     exact: bool = True
-    kernel: Literal['xla', 'pallas'] = 'xla'
+    kernel: Literal['auto', 'xla', 'pallas'] = 'auto'
 
     def __post_init__(self):
         if self.kernel == 'pallas' and not self.exact:
@@ -57,7 +58,7 @@ class Bipartite(Grouping):
 
 
 def bipartite_groups(
-    tokens, tokens_per_step, num_steps, *, protect_first, exact=True, kernel='xla'
+    tokens, tokens_per_step, num_steps, *, protect_first, exact=True, kernel='auto'
 ):
     """Groups similar tokens of each image by repeated bipartite soft matching.
 
@@ -77,7 +78,7 @@ def bipartite_groups(
         alone.
       exact: False compares in plain float32 (`bipartite_features.py`): faster, the more so the more
         tokens there are, and near-equal cosines may be ordered otherwise.
-      kernel: 'pallas' is the exact form in one kernel (`bipartite_pallas.py`).
+      kernel: 'pallas' is the exact form in one kernel (`bipartite_pallas.py`); see `Bipartite`.
 
     Returns:
       groups [B, N] int32: for every token the number of its group, 0..n-1 in the order in which the
@@ -87,6 +88,8 @@ def bipartite_groups(
       ValueError: `tokens` is not [B, N, D].
       UserError: the kernel cannot run here, or not with as many tokens.
     """
+    if kernel == 'auto':
+        kernel = 'pallas' if exact and is_faster(tokens.shape[1]) else 'xla'
     form = pallas_groups if kernel == 'pallas' else _groups if exact else feature_groups
     return form(*checked(tokens, tokens_per_step, num_steps, protect_first))
 
@@ -94,7 +97,7 @@ def bipartite_groups(
 @jax.jit
 def _groups(tokens, tokens_per_step, num_steps, protected):
     return merge_repeatedly(
-        jnp.stack(pairs.gram(tokens)),
+        evened(jnp.stack(pairs.gram(tokens)), 2, 3),
         tokens_per_step,
         num_steps,
         shape=tokens.shape[:2],
@@ -146,8 +149,9 @@ def _fold_matmul(products, position, kept):
 def _fold_rows(products, position, kept):
     """Set A by a product with a 0/1 matrix; B keeps its order, so that it only moves as a whole."""
     num_tokens = position.shape[-1]
-    place = jnp.arange(num_tokens)[None, :, None] == position[:, None, 0::2]
-    moved = jax.vmap(indicator_matmul, in_axes=(None, 0))(place, products[:, :, 0::2])
-    padding = (num_tokens + 1) // 2
-    rest = jnp.pad(products[:, :, 1::2], ((0, 0), (0, 0), (0, padding), (0, 0)))
+    position_of_a, _ = sides(position, 1)
+    place = jnp.arange(num_tokens)[None, :, None] == position_of_a[:, None]
+    of_a, of_b = sides(products, 2)
+    moved = jax.vmap(indicator_matmul, in_axes=(None, 0))(place, of_a)
+    rest = jnp.pad(of_b, ((0, 0), (0, 0), (0, num_tokens // 2), (0, 0)))
     return moved + jnp.roll(rest, kept, axis=-2)

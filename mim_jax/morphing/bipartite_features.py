@@ -12,7 +12,7 @@ from jax import lax
 
 from mim_jax.losses import unit
 from mim_jax.morphing.average import group_sums
-from mim_jax.morphing.matching import merge_repeatedly, new_positions
+from mim_jax.morphing.matching import evened, merge_repeatedly, new_positions, sides
 
 
 @jax.jit
@@ -24,7 +24,7 @@ def feature_groups(tokens, tokens_per_step, num_steps, protected):
 
     # The mean of a group has the direction of its sum.
     return merge_repeatedly(
-        tokens,
+        evened(tokens, 1),
         tokens_per_step,
         num_steps,
         shape=tokens.shape[:2],
@@ -35,10 +35,9 @@ def feature_groups(tokens, tokens_per_step, num_steps, protected):
 
 
 def match(features, *, live, merges, protected):
-    """One step's matching by `new_positions`, on the cosines of features [B, N, D] float32."""
-    features = unit(features)
+    """One step's matching by `new_positions`, on cosines of `evened` features [B, N, D] float32."""
     similarity = jnp.einsum(
-        'bad,bcd->bac', features[:, 0::2], features[:, 1::2], precision=lax.Precision.HIGHEST
+        'bad,bcd->bac', *sides(unit(features), 1), precision=lax.Precision.HIGHEST
     )
     rest = jnp.zeros_like(similarity)
     return new_positions(similarity, rest, live=live, merges=merges, protected=protected)

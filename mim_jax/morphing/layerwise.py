@@ -16,6 +16,7 @@ from mim_jax.models.hooks import Hook
 from mim_jax.morphing.average import morph
 from mim_jax.morphing.base import Grouping
 from mim_jax.morphing.bipartite_features import match
+from mim_jax.morphing.matching import evened
 
 NO_NETWORK = (
     "config.objective.morphing.grouping 'layerwise' merges tokens inside the network that computes "
@@ -83,7 +84,9 @@ class TokenMerging(Hook):
         features = jnp.take_along_axis(keys, speaker[..., None], axis=1)
         per_block = jnp.asarray(self.tokens_per_block, jnp.int32)
         merges = jnp.minimum(per_block, (live - protected) // 2)
-        position = match(features, live=live, merges=merges, protected=jnp.int32(protected))
+        position = match(
+            evened(features, 1), live=live, merges=merges, protected=jnp.int32(protected)
+        )
         # A list in which nothing joins keeps its order.
         groups = jnp.where(merges > 0, jnp.take_along_axis(position, groups, axis=1), groups)
 

@@ -15,15 +15,32 @@ def checked(tokens, tokens_per_step, num_steps, protect_first):
     return tokens, *(jnp.asarray(number, jnp.int32) for number in numbers)
 
 
+def evened(x, *axes):
+    """`x` with a zero more at the end of these axes, of N entries each, where N is odd: a place of
+    the list that never holds a token.
+    """
+    return jnp.pad(x, [(0, size % 2 * (axis in axes)) for axis, size in enumerate(x.shape)])
+
+
+def sides(x, axis):
+    """Sets A and B of what is `evened`: entries at the even and at the odd places of an axis.
+
+    Not taken by a stride: fusing that into a product, XLA for GPUs stops or does not end, as the
+    shape has it (jax 0.11, a failed check in `triton_tiling_propagation.cc`).
+    """
+    x = x.reshape(*x.shape[:axis], -1, 2, *x.shape[axis + 1 :])
+    return (lax.index_in_dim(x, side, axis + 1, keepdims=False) for side in range(2))
+
+
 def merge_repeatedly(state, tokens_per_step, num_steps, *, shape, protected, match, fold):
     """Groups [B, N] int32 after at most `num_steps` steps of matching.
 
     Args:
-      state: what the cosines are computed from.
+      state: what the cosines are computed from, of `evened` tokens.
       tokens_per_step, num_steps, protected: int32 scalars, may be traced.
       shape: (B, N).
-      match: function of the state, and live, merges and protected by name, to new places [B, N],
-        see `new_positions`.
+      match: function of the state, and live, merges and protected by name, to new places [B, M] of
+        `evened` tokens, see `new_positions`.
       fold: function of the state, the new places and how many tokens remain of A, to the state of
         the new list; dead places must not add to it.
     """

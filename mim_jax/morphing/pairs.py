@@ -58,15 +58,13 @@ def gram(tokens):
         digits.append(jnp.round(rest))
         rest = (rest - digits[-1]) * 2.0**bits
 
-    def product(i, j):
-        return jnp.einsum('bnd,bmd->bnm', digits[i], digits[j], precision=lax.Precision.DEFAULT)
-
-    high = product(0, 0)
+    product = lax.platform_dependent(digits, cpu=_products, default=_joined_products)
+    high = product[0, 0]
     mixed = squares = jnp.zeros_like(high)
     for level in reversed(range(1, len(digits))):
-        mixed = mixed + sum(product(i, level - i) for i in range((level + 1) // 2))
+        mixed = mixed + sum(product[i, level - i] for i in range((level + 1) // 2))
         if level % 2 == 0:
-            squares = squares + product(level // 2, level // 2)
+            squares = squares + product[level // 2, level // 2]
         mixed, squares = mixed * 2.0**-bits, squares * 2.0**-bits
     low = mixed + jnp.swapaxes(mixed, -1, -2) + squares
 
@@ -79,6 +77,32 @@ def gram(tokens):
     quantum = exponent_above(1.01 * num_tokens * trace) - MANTISSA
     rounded = jnp.round((high + low) * power_of_two(-quantum)) * power_of_two(quantum)
     return rounded, (high - rounded) + low
+
+
+def _products(digits):
+    """{(i, j): [B, N, N]} of digits i <= j whose numbers add up to less than there are digits."""
+    most = len(digits)
+    return {
+        (i, j): _inner(digits[i], digits[j])
+        for i in range((most + 1) // 2)
+        for j in range(i, most - i)
+    }
+
+
+def _joined_products(digits):
+    """The same in bfloat16, half the bytes, and a digit with all that it meets at once."""
+    num_tokens, most = digits[0].shape[1], len(digits)
+    digits = [digit.astype(jnp.bfloat16) for digit in digits]
+    found = {}
+    for i in range((most + 1) // 2):
+        product = _inner(digits[i], jnp.concatenate(digits[i : most - i], axis=1))
+        for place, j in enumerate(range(i, most - i)):
+            found[i, j] = product[:, :, place * num_tokens : (place + 1) * num_tokens]
+    return found
+
+
+def _inner(x, y):
+    return jnp.einsum('bnd,bmd->bnm', x, y, preferred_element_type=jnp.float32, precision='default')
 
 
 def inverse_sqrt(high, low):
@@ -107,7 +131,7 @@ def multiply(high, low, first, second):
     return high_head * first, tail * first + (high_head + tail) * second
 
 
-def settle(high, low):
+def settle(high, low, *, round_to_even=jnp.round):
     """The same number as a pair that compares part by part, its second part rounded to 2**-32.
 
     For |high + low| of about 1 at most. The rounding lets tokens that repeat each other tie, which
@@ -115,11 +139,11 @@ def settle(high, low):
     """
     total = high + low
     rest = low - (total - high)
-    return total, jnp.round(rest * 2.0**32) * 2.0**-32
+    return total, round_to_even(rest * 2.0**32) * 2.0**-32
 
 
-def cosines(high, low, rows, columns):
+def cosines(high, low, rows, columns, **settled):
     """Cosines [..., R, C], settled, from inner products [..., R, C] and pairs of `inverse_sqrt`,
     of rows [..., R, 1] and of columns [..., 1, C].
     """
-    return settle(*multiply(*multiply(high, low, *columns), *rows))
+    return settle(*multiply(*multiply(high, low, *columns), *rows), **settled)

@@ -1,5 +1,6 @@
 import functools
 import importlib.util
+import re
 from pathlib import Path
 
 import chex
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mim_jax.morphing import bipartite, bipartite_groups, morph
+from mim_jax.morphing import bipartite, bipartite_features, bipartite_groups, morph, pairs
 
 _spec = importlib.util.spec_from_file_location('reference', Path(__file__).parent / 'reference.py')
 reference = importlib.util.module_from_spec(_spec)
@@ -68,6 +69,41 @@ def test_the_form_for_accelerators_gives_the_same_groups(monkeypatch):
     for (r, k, p), groups in expected.items():
         found = other(tokens, jnp.int32(r), jnp.int32(k), jnp.int32(p))
         np.testing.assert_array_equal(found, groups)
+
+
+def test_no_slice_with_a_stride_gets_into_a_product():
+    """XLA for GPUs can fail to compile that, see `matching.sides`."""
+    products, tokens = jnp.ones((2, 1, 10, 10)), jnp.ones((1, 10, 3))
+    position, number = jnp.zeros((1, 10), jnp.int32), jnp.int32(3)
+    programs = [
+        jax.make_jaxpr(bipartite._fold_matmul)(products, position, number),
+        jax.make_jaxpr(functools.partial(bipartite_features.match, protected=number))(
+            tokens, live=number, merges=number
+        ),
+    ]
+    stride = re.compile(r'strides=\([^)]*2')
+    for program in programs:
+        assert 'dot_general' in str(program)
+        assert not stride.search(str(program))
+    assert stride.search(str(jax.make_jaxpr(lambda x: x[:, :, 0::2])(products)))
+
+
+@pytest.mark.parametrize('count', [4, 5])
+def test_digits_have_the_same_products_in_both_forms(count):
+    """The largest digits and sums there may be, and others: exact, so equal to integers'."""
+    rng = np.random.default_rng(count)
+    digits = rng.integers(-(2**7), 2**7 + 1, (count, 2, 9, 512))
+    digits[:, 0] = 2**7
+    expected = {
+        (i, j): np.einsum('bnd,bmd->bnm', digits[i], digits[j])
+        for i in range(count)
+        for j in range(i, count - i)
+    }
+    for form in (pairs._products, pairs._joined_products):
+        found = form([jnp.asarray(digit, jnp.float32) for digit in digits])
+        assert found.keys() == expected.keys()
+        for key, product in found.items():
+            np.testing.assert_array_equal(product, expected[key])
 
 
 def test_one_compilation_serves_every_schedule():

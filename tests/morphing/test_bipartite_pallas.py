@@ -1,27 +1,34 @@
-"""Bipartite matching in one kernel: interpreted, against the exact form; and compiled for TPUs."""
+"""Bipartite matching in one kernel, that of TPUs and that of GPUs: against the exact form,
+interpreted or on such a device; and compiled for TPUs.
+"""
 
 import functools
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from mim_jax import keys, sharding
 from mim_jax.errors import UserError
-from mim_jax.morphing import Morphing, bipartite, bipartite_groups
+from mim_jax.morphing import Morphing, bipartite, bipartite_gpu, bipartite_groups, bipartite_tpu
 from mim_jax.morphing.bipartite import Bipartite
-from mim_jax.morphing.bipartite_pallas import MAX_TOKENS, pallas_groups
+from mim_jax.morphing.bipartite_pallas import pallas_groups
 from mim_jax.sharding import MeshConfig
 
-INTERPRET = jax.default_backend() != 'tpu'
+PLATFORM = jax.default_backend()
 
 
-@pytest.fixture(autouse=True)
-def interpreted(monkeypatch):
-    monkeypatch.setattr(
-        bipartite, 'pallas_groups', functools.partial(pallas_groups, interpret=INTERPRET)
-    )
+@pytest.fixture(autouse=True, params=['tpu', 'gpu'])
+def kernel(request, monkeypatch):
+    if PLATFORM == 'cpu':
+        form = functools.partial(pallas_groups, interpret=request.param)
+        monkeypatch.setattr(bipartite, 'pallas_groups', form)
+    elif request.param != PLATFORM:
+        pytest.skip(f'this is a {PLATFORM}')
+    return request.param
 
 
 def images(rng, num_tokens, width):
@@ -42,7 +49,7 @@ def assert_equal_groups(tokens, schedules):
     for schedule in schedules:
         for protect_first in (True, False):
             form = functools.partial(bipartite_groups, tokens, *schedule)
-            expected = form(protect_first=protect_first)
+            expected = form(protect_first=protect_first, kernel='xla')
             found = form(protect_first=protect_first, kernel='pallas')
             assert found.dtype == expected.dtype
             np.testing.assert_array_equal(found, expected, err_msg=f'{schedule} {protect_first=}')
@@ -112,19 +119,50 @@ def test_every_device_groups_its_own_images():
     np.testing.assert_array_equal(program(jax.device_put(tokens, place)), expected)
 
 
-def test_it_is_refused_where_it_cannot_run(monkeypatch):
-    monkeypatch.setattr(sharding, 'device_kind', lambda: 'NVIDIA H200')
+def test_it_is_refused_where_it_cannot_run(kernel, monkeypatch):
     with pytest.raises(ValueError, match="'pallas' has the exact form alone: set exact to True"):
         Bipartite(kernel='pallas', exact=False)
+    monkeypatch.setattr(sharding, 'device_kind', lambda: 'AMD Instinct MI300X')
     schedule = (jnp.int32(1),) * 3
-    with pytest.raises(UserError, match="is for TPUs, and this is 'NVIDIA H200': set it to 'xla'"):
+    expected = "NVIDIA GPUs since Ampere, and this is 'AMD Instinct MI300X': set it to 'xla'"
+    with pytest.raises(UserError, match=expected):
         pallas_groups(jnp.ones((1, 9, 3)), *schedule)
-    with pytest.raises(UserError, match=f'{MAX_TOKENS + 1} tokens take too much'):
-        pallas_groups(jnp.ones((1, MAX_TOKENS + 1, 3)), *schedule, interpret=True)
+    most = {'tpu': bipartite_tpu, 'gpu': bipartite_gpu}[kernel].MAX_TOKENS
+    with pytest.raises(UserError, match=f'at most {most} here'):
+        pallas_groups(jnp.ones((1, most + 1, 3)), *schedule, interpret=kernel)
+
+
+@pytest.mark.parametrize(
+    'kind, expected', [('NVIDIA H200', 'pallas'), ('Tesla T4', 'xla'), ('TPU v5 lite', 'xla')]
+)
+def test_auto_is_the_kernel_where_it_was_measured(monkeypatch, kind, expected):
+    seen = []
+    monkeypatch.setattr(bipartite, 'pallas_groups', lambda *_: seen.append('pallas'))
+    monkeypatch.setattr(bipartite, '_groups', lambda *_: seen.append('xla'))
+    monkeypatch.setattr(bipartite, 'feature_groups', lambda *_: seen.append('features'))
+    of = functools.partial(bipartite_groups, protect_first=True)
+    device = AbstractDevice(device_kind=kind, num_cores=None, platform='any')
+    mesh = AbstractMesh((1,), ('data',), (AxisType.Auto,), abstract_device=device)
+    with jax.sharding.use_abstract_mesh(mesh):
+        of(jnp.ones((1, 8, 3)), 1, 1)
+        of(jnp.ones((1, bipartite_gpu.MAX_TOKENS + 1, 3)), 1, 1)
+        of(jnp.ones((1, 8, 3)), 1, 1, exact=False)
+    of(jnp.ones((1, 8, 3)), 1, 1)
+    assert seen == [expected, 'xla', 'features', 'xla']
+
+
+def test_a_jax_without_the_part_of_pallas_is_told(kernel, monkeypatch):
+    kind = {'tpu': 'TPU v5 lite', 'gpu': 'NVIDIA H200'}[kernel]
+    monkeypatch.setattr(sharding, 'device_kind', lambda: kind)
+    monkeypatch.setitem(sys.modules, f'mim_jax.morphing.bipartite_{kernel}', None)
+    with pytest.raises(UserError, match=f'does not work with jax {jax.__version__}'):
+        pallas_groups(jnp.ones((2, 9, 3)), *(jnp.int32(1),) * 3)
 
 
 @pytest.mark.slow
-def test_it_compiles_for_tpus():
+def test_it_compiles_for_tpus(kernel):
+    if kernel != 'tpu':
+        pytest.skip('needs an installation with CUDA')
     pytest.importorskip('libtpu', reason='libtpu is not installed')
     from mim_jax.preflight import topology
 
