@@ -3,10 +3,11 @@
     python benchmarks/attention.py [--batch=256] [--tokens=197] [--heads=12] [--head_width=64]
 
 `ours` is `mim_jax.models.attention.attend`, `attention_kernel=cudnn` (for GPUs) and
-`attention_kernel=pallas` (for TPUs) what that field of a model makes of it, padding included. The
-others are `jax.nn.dot_product_attention`; at a padded length the bias hides the added keys and all
-arrays have that length before and after, as they would if a network padded its tokens once. `error`
-is the relative difference of output and gradients of the true tokens from `ours` in float32.
+`attention_kernel=pallas` (for TPUs and NVIDIA GPUs) what that field of a model makes of it, padding
+included. The others are `jax.nn.dot_product_attention`; at a padded length the bias hides the added
+keys and all arrays have that length before and after, as they would if a network padded its tokens
+once. `error` is the relative difference of output and gradients of the true tokens from `ours` in
+float32.
 """
 
 import argparse

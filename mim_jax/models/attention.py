@@ -6,40 +6,64 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mim_jax.models.attention_kernels import cudnn_attention
-from mim_jax.models.attention_pallas import pallas_attention
+from mim_jax.models.attention_kernels import cudnn_attention, padded, padded_bias
+from mim_jax.models.attention_pallas import (
+    is_faster,
+    pallas_attention,
+    pallas_self_attention,
+    reads_one_array,
+)
 from mim_jax.models.initializers import kernel_init
 from mim_jax.models.tokenwise import Linear, product
-from mim_jax.sharding import over_batch
+from mim_jax.sharding import over_batch, tensor_parallel
 
 QKV_BIASES = ('all', 'qv', 'none')
 
 
 class QKV(nn.Module):
-    """Queries, keys and values [B,S,heads,head width] from one kernel [D,3,heads,head width].
+    """Queries, keys and values [B,S,3,heads,head width] from one kernel [D,3,heads,head width].
 
     The head axis stands alone so that it can be split over devices. `bias`: 'all' holds [3,...],
     'qv' holds [2,...] (BEiT: a key bias adds the same to all logits of a query), 'none' nothing.
+    apart: three arrays [B,S,heads,head width] by three products, for what takes each as an array of
+    its own and would copy a part.
     """
 
     heads: int
     bias: str
     initialization: str
     dtype: str
+    apart: bool = False
 
     @nn.compact
     def __call__(self, x):
         width = x.shape[-1]
         shape = (width, 3, self.heads, width // self.heads)
+        x = x.astype(self.dtype)
         kernel = self.param('kernel', kernel_init(self.initialization), shape).astype(self.dtype)
-        qkv = over_batch(product(x.astype(self.dtype), kernel, 1))
+        bias = None
         if self.bias != 'none':
             rows = {'all': 3, 'qv': 2}[self.bias]
-            bias = self.param('bias', nn.initializers.zeros, (rows, *shape[2:]))
+            bias = self.param('bias', nn.initializers.zeros, (rows, *shape[2:])).astype(self.dtype)
             if self.bias == 'qv':
                 bias = jnp.stack([bias[0], jnp.zeros_like(bias[0]), bias[1]])
-            qkv += bias.astype(self.dtype)
-        return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        if not self.apart:
+            return projected(x, kernel, bias)
+        return tuple(
+            projected(x, kernel[:, i], None if bias is None else bias[i]) for i in range(3)
+        )
+
+
+def projected(x, kernel, bias):
+    """x [B,S,D] times kernel [D,*features], plus bias [*features] or None: [B,S,*features]."""
+    width, *features = kernel.shape
+    if not tensor_parallel():
+        # A GPU's library adds the bias as it multiplies, if the features are one axis.
+        kernel = kernel.reshape(width, -1)
+    y = over_batch(product(x, kernel, 1))
+    if bias is not None:
+        y += bias.reshape(y.shape[2:])
+    return y.reshape(*x.shape[:-1], *features)
 
 
 def attention_weights(q, k, *, bias=None):
@@ -103,6 +127,17 @@ def attend(q, k, v, *, bias=None, factors=None):
 KERNELS = {'xla': attend, 'cudnn': cudnn_attention, 'pallas': pallas_attention}
 
 
+def chosen(kernel, dtype, *, heads, width, tokens, bias):
+    """The name in KERNELS that 'auto' stands for here, in self-attention of so many tokens with
+    heads of that width and a bias or None; any other name as it is.
+    """
+    if kernel != 'auto':
+        return kernel
+    shared = bias is None or bias.shape == (1, heads, tokens, tokens)
+    faster = is_faster(dtype, width=width, tokens=tokens, bias=bias is not None)
+    return 'pallas' if shared and faster else 'xla'
+
+
 class Attention(nn.Module):
     """Multi-head self-attention on [B,S,D], and its queries and keys [B,S,heads,head width]."""
 
@@ -115,20 +150,39 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x, bias=None, factors=None):
-        q, k, v = QKV(self.heads, self.qkv_bias, self.initialization, self.dtype, name='qkv')(x)
-        if factors is None:
-            y = KERNELS[self.kernel](q, k, v, bias=bias)
-        else:
+        _, length, width = x.shape
+        kernel = chosen(
+            self.kernel,
+            self.dtype,
+            heads=self.heads,
+            width=width // self.heads,
+            tokens=length,
+            bias=bias,
+        )
+        if kernel == 'cudnn':
+            # From before the first product to after the last, which copies nothing for it.
+            x, bias = padded(x), padded_bias(bias, self.heads, length, length)
+        in_one = kernel == 'pallas' and reads_one_array()
+        apart = not (in_one or kernel == 'xla')
+        qkv = QKV(
+            self.heads, self.qkv_bias, self.initialization, self.dtype, apart=apart, name='qkv'
+        )(x)
+        q, k, v = qkv if apart else (qkv[:, :, i] for i in range(3))
+        if factors is not None:
             y = attend(q, k, v, bias=bias, factors=factors)
+        elif in_one:
+            y = pallas_self_attention(qkv, bias=bias)
+        else:
+            y = KERNELS[kernel](q, k, v, bias=bias)
         y = Linear(
-            (x.shape[-1],),
+            (width,),
             in_axes=2,
             initialization=self.initialization,
             scale=self.out_scale,
             dtype=self.dtype,
             name='out',
         )(y)
-        return y, (q, k)
+        return y[:, :length], (q[:, :length], k[:, :length])
 
 
 class CrossAttention(nn.Module):
@@ -149,12 +203,13 @@ class CrossAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x, memory, bias=None, values=None):
+        kernel = 'xla' if self.kernel == 'auto' else self.kernel  # unmeasured
         values = memory if values is None else values
         width = x.shape[-1]
         linear = functools.partial(Linear, initialization=self.initialization, dtype=self.dtype)
         project = functools.partial(linear, (self.heads, width // self.heads))
         outer = self.qkv_bias != 'none'
-        y = KERNELS[self.kernel](
+        y = KERNELS[kernel](
             project(bias=outer, name='query')(x),
             project(bias=self.qkv_bias == 'all', name='key')(memory),
             project(bias=outer, name='value')(values),

@@ -44,7 +44,7 @@ CHOICES = {
     'token_initialization': tuple(TOKEN_INITS),
     'remat': ('none', *REMAT_POLICIES),
     'dtype': ('float32', 'bfloat16'),
-    'attention_kernel': tuple(KERNELS),
+    'attention_kernel': ('auto', *KERNELS),
 }
 
 
@@ -122,7 +122,7 @@ class ViT:
     scan: bool = True  # False: blocks unrolled (longer compilation, same parameters)
     remat: str = 'none'
     dtype: str = 'float32'  # of the computation; parameters are float32
-    attention_kernel: str = 'xla'  # 'cudnn': for NVIDIA GPUs and bfloat16; 'pallas': for TPUs
+    attention_kernel: str = 'auto'  # or one of KERNELS: docs/models.md
 
     def __post_init__(self):
         for name in ('patch_size', 'grid'):
@@ -142,7 +142,7 @@ class ViT:
             raise ValueError(f'grid needs (rows, columns), got {tuple(self.grid)}')
         if self.attention_kernel == 'cudnn':
             check_cudnn(width=self.width // self.heads, dtype=self.dtype)
-        if self.attention_kernel != 'xla' and self.attention_dropout:
+        if self.attention_kernel not in ('auto', 'xla') and self.attention_dropout:
             raise ValueError(
                 f'attention_kernel {self.attention_kernel!r} drops no weights: set '
                 "attention_dropout to 0, or the kernel to 'xla'"

@@ -1,11 +1,13 @@
 """Attention: the gradient of its logits, and the form that a fused kernel gets."""
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from mim_jax.errors import UserError
 from mim_jax.models.attention import KERNELS, attend, inner_products
@@ -112,6 +114,50 @@ def test_a_model_for_cudnn_is_refused_where_it_cannot_run(monkeypatch):
     monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
     with pytest.raises(UserError, match="for NVIDIA GPUs, and this is a tpu: set it to 'xla'"):
         jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+
+
+def test_the_kernel_is_for_the_devices_of_the_mesh(monkeypatch):
+    def kernel(q, k, v, **_):
+        raise RuntimeError('cuDNN not found.')
+
+    monkeypatch.setattr(jax.nn, 'dot_product_attention', kernel)
+    x = jnp.zeros((1, 8, 2, 8), jnp.bfloat16)
+    for platform, said in {'gpu': 'needs the library', 'tpu': 'for NVIDIA GPUs'}.items():
+        device = AbstractDevice(device_kind='any', num_cores=None, platform=platform)
+        mesh = AbstractMesh((1,), ('data',), (AxisType.Auto,), abstract_device=device)
+        with jax.sharding.use_abstract_mesh(mesh), pytest.raises(UserError, match=said):
+            cudnn_attention(x, x, x)
+
+
+@pytest.mark.parametrize('relative', ['none', 'both'])
+def test_a_model_with_tokens_padded_for_cudnn_is_the_same(monkeypatch, relative):
+    """Padded before queries, keys and values, cut after the projection: 10 tokens, then 16."""
+    fields = dict(patch_size=(8, 8), width=32, depth=2, heads=2, relative_position=relative)
+    images = jax.random.normal(jax.random.key(0), (2, 24, 24, 3))
+    plain = ViT(**fields, dtype='bfloat16', attention_kernel='xla')
+    variables = plain.init(jax.random.key(1), images)
+    lengths = []
+
+    def kernel(q, k, v, *, bias=None):
+        lengths.append((q.shape[1], k.shape[1], None if bias is None else bias.shape))
+        return padded_attention(q, k, v, bias=bias, implementation='xla')
+
+    def found(model):
+        def loss(variables):
+            return jnp.sum(jnp.sin(model.apply(variables, images).tokens.astype(jnp.float32)))
+
+        return jax.jit(jax.value_and_grad(loss))(variables)
+
+    expected = found(plain)
+    monkeypatch.setitem(KERNELS, 'cudnn', kernel)
+    mine = found(dataclasses.replace(plain, attention_kernel='cudnn'))
+    assert set(lengths) == {(16, 16, (1, 2, 16, 16))}
+    flat, flat_expected = (
+        np.concatenate([np.ravel(np.float32(x)) for x in jax.tree.leaves(tree)])
+        for tree in (mine, expected)
+    )
+    # bfloat16 on both sides, rounded at other places.
+    assert np.linalg.norm(flat - flat_expected) < 1e-2 * np.linalg.norm(flat_expected)
 
 
 def test_the_kernel_reaches_the_blocks_and_leaves_what_is_tapped(monkeypatch):

@@ -17,8 +17,8 @@ from tests.objectives.programs import host_batches, make_program
 INTERPRET = jax.default_backend() != 'tpu'
 PLAIN = attend, bipartite._groups
 FUSED = (
-    functools.partial(pallas_attention, interpret=INTERPRET),
-    functools.partial(pallas_groups, interpret=INTERPRET),
+    functools.partial(pallas_attention, interpret='tpu' if INTERPRET else None),
+    functools.partial(pallas_groups, interpret='tpu' if INTERPRET else None),
 )
 
 
