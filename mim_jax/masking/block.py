@@ -13,6 +13,8 @@ from mim_jax.masking.selection import lowest
 from mim_jax.ranges import Count, Positive
 
 TRIES = 10  # failed attempts to place one block before the drawing ends
+# Tries in one turn of the loop. A GPU asks its host after every turn whether there is another.
+TOGETHER = 4
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,8 @@ def _hide(keys, *, rule, grid):
 def _draw_blocks(key, *, rule, grid):
     """Blocks for one image: `(mask [h, w], patches hidden, blocks placed)`, before the filling up.
 
-    One turn of the loop is one try, so that images of a batch wait for each other as little as
-    possible.
+    The loop is over tries and not over blocks, so that images of a batch wait for each other as
+    little as possible.
     """
     limit = rule.num_masked if rule.max_block is None else rule.max_block
     rows, columns = jnp.arange(grid[0])[:, None], jnp.arange(grid[1])
@@ -122,9 +124,15 @@ def _draw_blocks(key, *, rule, grid):
             jnp.where(accept, 0, failed + 1),
         )
 
+    def attempts(carry):
+        for _ in range(TOGETHER):
+            go_on, new = unfinished(carry), attempt(carry)
+            carry = jax.tree.map(functools.partial(jnp.where, go_on), new, carry)
+        return carry
+
     zero = jnp.int32(0)
     start = (jnp.zeros(grid, bool), zero, zero, zero, zero)
-    return lax.while_loop(unfinished, attempt, start)[:3]
+    return lax.while_loop(unfinished, attempts, start)[:3]
 
 
 def _draw_block(key, budget, *, rule, grid):
