@@ -2,16 +2,17 @@
 
     python benchmarks/scaling.py --simulated=8 [--config=configs/quickstart.py] [--slices=1,2]
     python benchmarks/scaling.py --topology=v5e:2x2,v5e:2x4,v5e:4x4 [--config.any.field=value ...]
+    python benchmarks/scaling.py --topology=h100:2,h100:4,h100:8
     python benchmarks/scaling.py --batch=256 --config=configs/dtm_vitb.py
 
 Every chip has `--batch` images. Parameters are split over the chips of a slice (`mesh.fsdp`), and
 slices hold the same ones (`mesh.data`). The step is compiled for simulated CPU devices, for slices
-of TPUs that need not be there (package `libtpu`), or for 1, 2, 4, ... of the devices at hand; only
-these run it, and their rows end with times and the share of a device's rate in the first
-row that each keeps. Nothing is read: images and teacher are random.
+of TPUs or hosts of GPUs that need not be there (docs/preflight.md), or for 1, 2, 4, ... of the
+devices at hand; only these run it, and their rows end with times and the share of a device's rate
+in the first row that each keeps. Nothing is read: images and teacher are random.
 
 `sent` is counted in the compiled program as `python -m mim_jax.preflight` does it, MFLOP by XLA of
-one chip's program, where the body of a loop counts once.
+one chip's program, where the body of a loop counts once (not for GPUs that are not there).
 """
 
 import argparse
@@ -58,7 +59,7 @@ def counted(step):
     axes = ', '.join(f'{axis} {n}' for axis, n in step.program.mesh.shape.items() if n > 1)
     sent = collectives.sent(step.compiled.as_text())
     flops = (step.compiled.cost_analysis() or {}).get('flops', 0)
-    cells = [f'{chips:,}', axes or 'none', f'{images:,}', f'{flops / 1e6:,.0f}']
+    cells = [f'{chips:,}', axes or 'none', f'{images:,}', f'{flops / 1e6:,.0f}' if flops else '']
     cells.append(f'{step.memory() / 2**20:,.1f}')
     each = [sent.get(kind, 0) for kind in collectives.KINDS]
     return cells + [f'{size / 2**20:,.2f}' if size else '' for size in (*each, sum(each))]

@@ -1,6 +1,6 @@
-"""What a run would take: its true step compiled, for TPU slices that need not be there.
+"""What a run would take: its true step compiled, for TPUs or GPUs that need not be there.
 
-    python -m mim_jax.preflight --config=configs/NAME.py[:ARGUMENT] [--topology=v5e:16x16]
+    python -m mim_jax.preflight --config=configs/NAME.py[:ARGUMENT] [--topology=v5e:16x16|h100:8]
         [--slices=1] [--memory=GIB] [--fit] [--parameters] [--row] [--config.any.field=value ...]
 
 Reads no data and writes nothing. The exit status is 1 where the step does not fit the memory of a
@@ -33,10 +33,14 @@ def run(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog='python -m mim_jax.preflight', allow_abbrev=False)
     parser.add_argument('--config', required=True, metavar='FILE.py[:ARGUMENT]')
     parser.add_argument(
-        '--topology', metavar='NAME', help='a TPU slice, v5e:4x4 (default: the devices at hand)'
+        '--topology',
+        metavar='NAME',
+        help='a TPU slice, v5e:4x4, or GPUs of a host, h100:8 (default: the devices at hand)',
     )
-    parser.add_argument('--slices', type=int, default=1, help='so many of them')
-    parser.add_argument('--memory', type=float, metavar='GIB', help="a chip's, if not as published")
+    parser.add_argument('--slices', type=int, default=1, help='so many of them, slices or hosts')
+    parser.add_argument(
+        '--memory', type=float, metavar='GIB', help='of a chip, that a step may fill'
+    )
     parser.add_argument(
         '--parameters', action='store_true', help='every array with its shape and sharding'
     )
@@ -52,6 +56,9 @@ def run(arguments: list[str]) -> int:
     if options.topology:
         # The devices at hand play no part: keep JAX from claiming them.
         os.environ['JAX_PLATFORMS'] = 'cpu'
+        # A compiler tells of drivers that are missing and of minutes gone by; what is wrong with a
+        # program comes as an exception.
+        os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     from mim_jax.experiment import Experiment, from_config
     from mim_jax.preflight import compiled, report, topology
 

@@ -3,6 +3,8 @@
 import dataclasses
 import re
 
+from mim_jax.preflight import gpus
+
 GIB = 2**30
 
 
@@ -21,15 +23,14 @@ class Chip:
 
 
 # By `device_kind`; the first expression found in it wins. TPU: cloud.google.com/tpu/docs (v4, v5e,
-# v5p, v6e). NVIDIA: data sheets of H100 and H200, as SXM; other forms, and parts of one by MIG,
-# have other names, memory and links.
+# v5p, v6e). NVIDIA: see `gpus`; other forms of a GPU, and parts of one by MIG, have other names,
+# memory and links.
 CHIPS = (
     (r'TPU v4', Chip(32 * GIB, 300e9)),
     (r'TPU v5 ?(lite|e)', Chip(16 * GIB, 200e9)),
     (r'TPU v5', Chip(95 * GIB, 600e9)),
     (r'TPU v6', Chip(32 * GIB, 400e9)),
-    (r'NVIDIA H100 80GB HBM3$', Chip(80e9, 450e9)),
-    (r'NVIDIA H200$', Chip(141e9, 450e9)),
+    *((f'{re.escape(gpu.kind)}$', Chip(gpu.memory, gpu.network)) for gpu in gpus.GPUS.values()),
 )
 
 

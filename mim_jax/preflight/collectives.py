@@ -5,19 +5,27 @@ import math
 import re
 from collections.abc import Iterator
 
-KINDS = ('all-gather', 'all-reduce', 'all-to-all', 'collective-permute', 'reduce-scatter')
+COLLECTIVES = ('all-gather', 'all-reduce', 'all-to-all', 'collective-permute', 'reduce-scatter')
+BETWEEN = 'between slices'
+KINDS = (*COLLECTIVES, BETWEEN)
 
 _COMPUTATION = re.compile(r'^(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+) .*\{$')
 _COLLECTIVE = re.compile(
-    rf'= (?P<result>.*?) (?P<kind>{"|".join(KINDS)})(?P<start>-start)?\(.*?\)(?P<rest>.*)'
+    rf'= (?P<result>.*?) (?P<kind>{"|".join(COLLECTIVES)})(?P<start>-start)?\(.*?\)(?P<rest>.*)'
+)
+# What a TPU hands to its host, which knows the hosts of other slices.
+_HANDED = re.compile(
+    r'= \((?P<array>.*?\])(?:\{.*?\})?, .* send\(.*handler_name="xla_megascale_runtime"'
 )
 _ENDED = re.compile(r' async-(?:update|done)\(')  # of what counts where it starts
-_CALLED = re.compile(r'(?:calls|to_apply|body|\w*computations?)=\{?((?:%[\w.\-]+(?:, )?)+)')
+_CALLED = re.compile(
+    r'(?:calls|to_apply|condition|body|\w*computations?)=\{?((?:%[\w.\-]+(?:, )?)+)'
+)
 _ARRAY = re.compile(r'\b([a-z]+\d+|pred)(?:e\d+m\d+\w*)?\[([\d,]*)\]')
 
 
 def sent(text: str) -> dict[str, int]:
-    """Bytes that each chip sends, by kind of collective (of KINDS; those of no bytes left out).
+    """Bytes that each chip sends, by kind (of KINDS; those of no bytes left out).
 
     text: of an optimised program, `compiled.as_text()`.
 
@@ -26,6 +34,7 @@ def sent(text: str) -> dict[str, int]:
     R. What is inside a loop counts as often as the loop runs; where that is decided while it runs,
     once. TPUs: an all-reduce of which each chip keeps its part only, in one fused operation, is a
     reduce-scatter; of the steps of one collective among other work, a chain, the largest counts.
+    What goes to other slices is what a chip hands to its host for them, once, and no collective.
     """
     computations = dict(_computations(text))
     partitions = re.search(r'num_partitions=(\d+)', text)
@@ -48,7 +57,10 @@ def sent(text: str) -> dict[str, int]:
                 else:
                     total[kind] += size
                 continue
-            if _ENDED.search(line):
+            handed = _HANDED.search(line)
+            if handed:
+                total[BETWEEN] += times * _bytes(*_ARRAY.search(handed['array']).groups())
+            if handed or _ENDED.search(line):
                 continue
             repeats = times
             if ' while(' in line:
@@ -116,17 +128,32 @@ def _stride(counter: str, condition: list[str], body: list[str]) -> int:
 
 
 def _sent(found: re.Match, everyone: int) -> float:
-    sizes = [_bytes(*array) for array in _ARRAY.findall(found['result'])]
-    if found['start'] and found['kind'] in ('all-gather', 'collective-permute'):
-        # What such a start gives holds its operands, then its results, then tokens of no size.
-        sizes = [size for size in sizes if size > 4]
-        sizes = sizes[len(sizes) // 2 :]
-    size, n = sum(sizes), _group_size(found['rest'], everyone)
+    result = found['result']
+    if found['start']:
+        # Most starts give their operands, then their results, then tokens; all-reduce, with older
+        # compilers, its results alone.
+        first, *others = _members(result)
+        if first.startswith('(') or found['kind'] in ('all-gather', 'collective-permute'):
+            result = others[0]
+    size = sum(_bytes(*array) for array in _ARRAY.findall(result))
+    n = _group_size(found['rest'], everyone)
     if found['kind'] == 'collective-permute':
         return size
     if found['kind'] == 'reduce-scatter':
         return (n - 1) * size
     return (n - 1) / n * size * (2 if found['kind'] == 'all-reduce' else 1)
+
+
+def _members(shape: str) -> list[str]:
+    """Of a tuple, the shapes of its members; of an array, its own."""
+    members, depth = [''], 0
+    for character in shape[1:-1] if shape.startswith('(') else shape:
+        depth += (character in '({[') - (character in ')}]')
+        if character == ',' and not depth:
+            members.append('')
+        else:
+            members[-1] += character
+    return [member.strip() for member in members]
 
 
 def _bytes(dtype: str, shape: str) -> int:
@@ -144,6 +171,7 @@ def _group_size(rest: str, everyone: int) -> int:
         return int(iota.group(1))
     mesh = re.search(r'replica_groups=mesh\[(.*?)\](?:, device_ids=\(.*?\))? \{(.*?)\}', rest)
     if mesh:
-        axes = dict(re.findall(r"'(\w+)'=(\d+)", mesh.group(1)))
-        return math.prod(int(axes[axis]) for axis in re.findall(r"'(\w+)'", mesh.group(2)))
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh.group(1)))
+        axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", mesh.group(2))  # (2)4: a part, of 4
+        return math.prod(int(part or sizes[axis]) for axis, part in axes)
     return everyone

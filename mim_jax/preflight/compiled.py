@@ -7,10 +7,11 @@ from typing import Any
 
 import jax
 
+from mim_jax.errors import UserError
 from mim_jax.experiment import Experiment
 from mim_jax.flops import matmul_flops
 from mim_jax.logs import peak_flops
-from mim_jax.preflight import chips, collectives
+from mim_jax.preflight import chips, collectives, gpus
 from mim_jax.program import Program
 
 # Stands in for what only the data knows, as do the fields that its config section assumes; the
@@ -33,7 +34,8 @@ class Compiled:
         seconds: that compiling took.
         arguments, temporary: bytes per chip; None where the compiler does not say.
         memory: bytes per chip that the step needs, None if the compiler does not say.
-        capacity: bytes that a chip has, None if unknown.
+        capacity: bytes of a chip that a step may fill, None if unknown.
+        share: of a chip's memory that `capacity` is.
         sent: bytes that each chip sends in a step, by kind of collective.
     """
 
@@ -45,6 +47,7 @@ class Compiled:
     temporary: int | None = None
     memory: float | None = None
     capacity: float | None = None
+    share: float = 1.0
     sent: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
@@ -75,7 +78,9 @@ def compiled(run: Experiment, *, devices: list[Any] | None, memory: float | None
     """Builds and compiles the step of a run; reads no data, computes nothing.
 
     devices: None: those at hand.
-    memory: bytes that a chip has, instead of what is published.
+    memory: bytes of a chip that the step may fill, instead of what is published.
+
+    Raises UserError where a part of the compiler is missing.
     """
     program = Program.make(
         run,
@@ -84,19 +89,29 @@ def compiled(run: Experiment, *, devices: list[Any] | None, memory: float | None
         devices=devices,
     )
     traced = program.trace()
-    flops, model_flops = matmul_flops(traced.jaxpr), program.model_flops(traced)
+    model_flops = program.model_flops(traced)
+    # Products inside a library's kernel are not seen.
+    flops = max(matmul_flops(traced.jaxpr), model_flops)
     device = program.mesh.devices.flat[0]
     known = chips.chip(device.device_kind)
-    capacity = memory or (known and known.memory) or None
+    share = gpus.share() if device.platform == 'gpu' and not memory else 1.0
+    capacity = memory or (known and share * known.memory)
     began = time.monotonic()
 
     def result(**found: Any) -> Compiled:
         seconds = time.monotonic() - began
-        return Compiled(program, model_flops, flops, seconds, capacity=capacity, **found)
+        return Compiled(
+            program, model_flops, flops, seconds, capacity=capacity, share=share, **found
+        )
 
     try:
         step = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
+        if gpus.INCOMPLETE.search(str(error)):
+            raise UserError(
+                f'a part of the compiler for {device.device_kind} is missing: pip install '
+                f'{gpus.PACKAGES}.'
+            ) from error
         used = REFUSED.search(str(error))
         if not used:
             raise

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from mim_jax import placement
 from mim_jax.logs import peak_flops
+from mim_jax.preflight import gpus
 from mim_jax.preflight.compiled import Compiled
 from mim_jax.program import Program
 from mim_jax.sharding import path_name
@@ -97,6 +98,9 @@ def memory(found: Compiled) -> str:
     if found.capacity is None:
         return f'{_size(found.memory)} on a chip{parts}'
     verdict = 'fits' if found.fits else 'DOES NOT FIT'
+    if found.share != 1:
+        whole = _size(found.capacity / found.share)
+        verdict += f' in what JAX takes, {found.share:.0%} of {whole} ({gpus.SHARE_VARIABLES[0]})'
     return f'{_size(found.memory)} of {_size(found.capacity)} on a chip{parts}: {verdict}'
 
 

@@ -1,9 +1,10 @@
-"""TPU slices that need not be there."""
+"""TPU slices and GPUs that need not be there."""
 
 import os
 from typing import Any
 
 from mim_jax.errors import UserError
+from mim_jax.preflight import gpus
 
 # No chip is claimed: a run, or another preflight, may have libtpu's lock. What it looks for on a
 # TPU's host, and complains of where there is none, plays no part in what is compiled. Its log files
@@ -20,10 +21,14 @@ ENVIRONMENT = {
 
 
 def devices(name: str, *, slices: int = 1) -> list[Any]:
-    """The devices of TPU slices of a topology such as 'v5e:4x4', for ahead-of-time compilation.
+    """The devices of TPU slices of a topology such as 'v5e:4x4', or of hosts of GPUs such as
+    'h100:8', for ahead-of-time compilation.
 
-    Raises UserError where the package libtpu is missing or does not know the topology.
+    Raises UserError where the package libtpu or JAX's plugin for CUDA is missing or does not know
+    the topology.
     """
+    if gpus.is_named(name):
+        return gpus.devices(name, hosts=slices)
     from jax.experimental import topologies
 
     for variable, value in ENVIRONMENT.items():
@@ -37,6 +42,6 @@ def devices(name: str, *, slices: int = 1) -> list[Any]:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f'--topology={name}: cannot be described ({reason}); install the package libtpu and '
-            'name a topology such as v5e:4x4.'
+            f'name a topology such as v5e:4x4, or GPUs ({", ".join(gpus.GPUS)}, h100:8).'
         ) from error
     return described.devices

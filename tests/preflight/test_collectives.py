@@ -122,6 +122,31 @@ def test_loops_that_the_tpu_compiler_has_unrolled():
             'channel_id=1, source_target_pairs={{0,1},{1,0}}',
             {'collective-permute': 3 * 64},
         ),
+        (  # a start holds its operands and its results, with what compilers for TPUs say of layouts
+            '%a = ((bf16[4,8]{1,0:T(8,128)(2,1)}), bf16[4,8]{1,0:T(8,128)(2,1)}) '
+            'all-reduce-start(%x), channel_id=1, replica_groups=[4,2]<=[8], to_apply=%add',
+            {'all-reduce': 3 * 64},
+        ),
+        (  # a start of older compilers holds its results alone
+            '%a = (bf16[4,8]{1,0}, f32[2]{0}) all-reduce-start(%x, %y), channel_id=1, '
+            'replica_groups=[4,2]<=[8], to_apply=%add',
+            {'all-reduce': 3 * 72},
+        ),
+        (
+            '%a = ((bf16[4,8]{1,0}, f32[8]{0}), (bf16[1,8]{1,0}, f32[2]{0}), u32[]) '
+            'reduce-scatter-start(%x, %y), channel_id=1, replica_groups=[2,4]<=[8], to_apply=%add',
+            {'reduce-scatter': 3 * (48 + 24)},
+        ),
+        (
+            '%a = ((bf16[4,8]{1,0}), bf16[4,8]{1,0}) all-to-all-start(%x), channel_id=1, '
+            'replica_groups=[2,4]<=[8]',
+            {'all-to-all': 3 * 48},
+        ),
+        (  # groups by parts of an axis: 4 chips of 8, then 2
+            "%a = bf16[4,8]{1,0} all-gather(%x), replica_groups=mesh['x'=8] {'x':(2)4}\n"
+            "  %b = bf16[4,8]{1,0} all-to-all(%x), replica_groups=mesh['x'=8] {'x':(1)2}",
+            {'all-gather': 3 * 48, 'all-to-all': 3 * 32},
+        ),
         (  # steps of one
             '%a = bf16[4,8]{1,0} all-to-all(%x), channel_id=9, replica_groups=[2,4]<=[8], '
             'frontend_attributes={chain_id="2"}\n'
@@ -145,6 +170,17 @@ def test_loops_that_the_tpu_compiler_has_unrolled():
             {'all-gather': 3 * 48},
         ),
         ('%a = (bf16[4,8]{1,0}, f32[2]{0}) all-reduce(%x, %y), channel_id=1', {'all-reduce': 378}),
+        (  # to a host of TPUs, for other slices; and from it
+            '%a = (f32[9,8,128]{2,1,0:T(8,128)}, u32[], token[]) send(%x, %t), channel_id=5, '
+            'is_host_transfer=true, frontend_attributes={'
+            '_xla_host_transfer_handler_name="xla_megascale_runtime"}\n'
+            '  %b = (f32[9,8,128]{2,1,0:T(8,128)}, u32[], token[]) recv(%t), channel_id=4, '
+            'is_host_transfer=true, frontend_attributes={'
+            '_xla_host_transfer_handler_name="xla_megascale_runtime"}\n'
+            '  %c = token[] send-done(%a), channel_id=5, is_host_transfer=true, '
+            'frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime"}',
+            {'between slices': 3 * 9 * 8 * 128 * 4},
+        ),
     ],
 )
 def test_forms_of_other_compilers(line, expected):

@@ -67,8 +67,8 @@ def test_chips_are_known_by_their_kind():
     assert chips.chip('TPU v5 lite').memory == 16 * 2**30
     assert chips.chip('TPU v5').memory == 95 * 2**30
     assert chips.chip('TPU v6 lite').network == 400e9
-    assert chips.chip('NVIDIA H100 80GB HBM3').memory == 80e9
-    assert chips.chip('NVIDIA H200').memory == 141e9
+    assert chips.chip('NVIDIA H100 80GB HBM3').network == 450e9
+    assert chips.chip('NVIDIA H200').memory == pytest.approx(141 * 2**30, rel=1e-3)
     others = ('cpu', 'NVIDIA H100 PCIe', 'NVIDIA H100 NVL', 'NVIDIA H200 NVL', 'NVIDIA GH200 480GB')
-    others += ('NVIDIA H100 80GB HBM3 MIG 1g.10gb',)
+    others += ('NVIDIA H100 80GB HBM3 MIG 1g.10gb', 'NVIDIA A100-PCIE-40GB')
     assert [chips.chip(kind) for kind in others] == [None] * len(others)
