@@ -38,6 +38,7 @@ INSIDE = (
     ('the rest', r''),
 )
 KINDS = (
+    ("Pallas' kernels", r'pallas_call'),
     ('matrix products', r'gemm|nvjet|cublas|dot|cutlass|convolution|cudnn'),
     ('copies', r'copy|memcpy|memset|dynamic.update|dynamic.slice'),
     ('transposes', r'transpose'),
