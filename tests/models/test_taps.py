@@ -107,12 +107,15 @@ def test_only_what_is_asked_is_given_and_it_changes_nothing():
 
 
 def stacked(jaxpr):
-    """Shapes of what the scans of a program collect from their steps."""
+    """Shapes of what the scans of a program collect from their steps: other than those of a step,
+    where what is carried on has the same.
+    """
     return [
         v.aval.shape
         for equation in jaxpr.eqns
         if equation.primitive.name == 'scan'
-        for v in equation.outvars[equation.params['num_carry'] :]
+        for v, of_step in zip(equation.outvars, equation.params['jaxpr'].out_avals, strict=True)
+        if v.aval.shape != of_step.shape
     ]
 
 
