@@ -19,8 +19,9 @@ FIELD = "attention_kernel = 'pallas'"
 def pallas_attention(q, k, v, *, bias=None, interpret=None):
     """`attend` without logits and weights in memory.
 
-    q [B,Q,heads,head width], k and v [B,S,heads,head width]; bias [1 or B,heads,Q,S]. On a mesh
-    every device computes its own images and heads.
+    q [B,Q,heads,head width], k and v [B,S,heads,head width]; bias broadcasts to [B,heads,Q,S], and
+    is read once for all images where its first axis is 1. On a mesh every device computes its own
+    images and heads.
 
     interpret: 'tpu' or 'gpu', whose kernel then runs on any device, slowly, for tests.
 
