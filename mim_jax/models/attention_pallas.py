@@ -1,19 +1,15 @@
 """Attention as Pallas kernels, by the device: on TPUs and on NVIDIA GPUs."""
 
-import importlib
-
-import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from mim_jax import sharding
+from mim_jax import pallas_kernels, sharding
 from mim_jax.errors import UserError
 
 SPLIT = PartitionSpec(*sharding.BATCH, None, None, 'tensor')
 SPLIT_BIAS = PartitionSpec(*sharding.BATCH, 'tensor')
-KERNELS = {'TPU': 'tpu', 'NVIDIA': 'gpu'}  # first word of a device's name: module
 MEASURED = 256  # tokens, up to which it is taken for the faster form: 197 were measured
-FIELD = "attention_kernel = 'pallas'"
+KERNELS = 'mim_jax.models.attention', "attention_kernel = 'pallas'"
 
 
 def pallas_attention(q, k, v, *, bias=None, interpret=None):
@@ -40,7 +36,7 @@ def reads_one_array():
     """Whether the kernel of the device reads queries, keys and values where they are in one array;
     a TPU's would have them copied.
     """
-    return KERNELS.get(sharding.device_kind().split()[0]) == 'gpu'
+    return pallas_kernels.kind_here() == 'gpu'
 
 
 def is_faster(dtype, *, width, tokens, bias):
@@ -50,7 +46,7 @@ def is_faster(dtype, *, width, tokens, bias):
     if not sharding.for_hopper() or dtype != 'bfloat16' or tokens > MEASURED:
         return False
     try:
-        _kernel('gpu').check(width=width, tokens=tokens, bias=bias)
+        pallas_kernels.kernel(*KERNELS, 'gpu').check(width=width, tokens=tokens, bias=bias)
     except UserError:
         return False
     return True
@@ -58,7 +54,7 @@ def is_faster(dtype, *, width, tokens, bias):
 
 def _attention(arrays, bias, interpret):
     """[B,Q,heads,head width] of arrays [B,S,n,heads,head width]: three, or one with n = 3."""
-    kernel = _kernel(_name(interpret))
+    kernel = pallas_kernels.kernel(*KERNELS, interpret)
 
     def part(*arrays):
         *arrays, bias = arrays if biases else (*arrays, None)
@@ -71,23 +67,3 @@ def _attention(arrays, bias, interpret):
         biases = [jnp.broadcast_to(bias.astype(jnp.float32), whole)]
     specs = [SPLIT for _ in arrays] + [SPLIT_BIAS for _ in biases]
     return sharding.per_device(part, *specs)(*arrays, *biases)[:, :, 0]
-
-
-def _kernel(name):
-    try:
-        return importlib.import_module(f'mim_jax.models.attention_{name}')
-    except ImportError as error:  # a later jax: the parts of Pallas are not stable
-        raise UserError(
-            f"{FIELD} does not work with jax {jax.__version__} ({error}): set it to 'xla'."
-        ) from error
-
-
-def _name(interpret):
-    kind = sharding.device_kind()
-    name = interpret or KERNELS.get(kind.split()[0])
-    if name is None:
-        raise UserError(
-            f'{FIELD} is for TPUs and NVIDIA GPUs since Ampere, and this is {kind!r}: set it to '
-            "'xla' in every network that has it."
-        )
-    return name

@@ -1,19 +1,18 @@
 """Bipartite matching in one Pallas kernel, by the device: on TPUs and on NVIDIA GPUs."""
 
 import functools
-import importlib
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from mim_jax import sharding
+from mim_jax import pallas_kernels, sharding
 from mim_jax.errors import UserError
 from mim_jax.morphing import pairs
 
 SPLIT = PartitionSpec(*sharding.BATCH)
-KERNELS = {'TPU': 'tpu', 'NVIDIA': 'gpu'}  # first word of a device's name: module
 FIELD = "config.objective.morphing.grouping.kernel = 'pallas'"
+KERNELS = 'mim_jax.morphing.bipartite', FIELD
 
 
 @functools.partial(jax.jit, static_argnames='interpret')
@@ -25,7 +24,7 @@ def pallas_groups(tokens, tokens_per_step, num_steps, protected, *, interpret=No
 
     Raises UserError on other devices than TPUs and NVIDIA's GPUs, and for too many tokens.
     """
-    kernel = _kernel(interpret)
+    kernel = pallas_kernels.kernel(*KERNELS, interpret)
     batch, num_tokens, _ = tokens.shape
     if num_tokens > kernel.MAX_TOKENS:
         raise UserError(
@@ -42,25 +41,9 @@ def is_faster(num_tokens):
     if not sharding.for_hopper():
         return False
     try:
-        return num_tokens <= _kernel('gpu').MAX_TOKENS
+        return num_tokens <= pallas_kernels.kernel(*KERNELS, 'gpu').MAX_TOKENS
     except UserError:
         return False
-
-
-def _kernel(interpret):
-    kind = sharding.device_kind()
-    name = interpret or KERNELS.get(kind.split()[0])
-    if name is None:
-        raise UserError(
-            f'{FIELD} is for TPUs and NVIDIA GPUs since Ampere, and this is {kind!r}: set it to '
-            "'xla'."
-        )
-    try:
-        return importlib.import_module(f'mim_jax.morphing.bipartite_{name}')
-    except ImportError as error:  # a later jax: the parts of Pallas are not stable
-        raise UserError(
-            f"{FIELD} does not work with jax {jax.__version__} ({error}): set it to 'xla'."
-        ) from error
 
 
 @functools.cache
